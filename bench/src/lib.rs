@@ -1,0 +1,1 @@
+//! Suites that compare gristmill with peers and with the machine.

@@ -1,0 +1,4 @@
+//! The gristmill engine and node.
+#![forbid(unsafe_code)]
+
+pub mod cli;

@@ -1,0 +1,1 @@
+//! Whole-system tests that need no root and no outside program.
