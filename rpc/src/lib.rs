@@ -1,1 +1,10 @@
-//! Placeholder head, replaced by the crate's first commit.
+//! gristmill's wire protocol: pure, without sockets and without async, plus clients behind features.
+//!
+//! A client archives a [`schema::Command`] once; [`frame::FrameHeader`] goes in front; PROTOCOL.md is the specification.
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod frame;
+pub mod ids;
+pub mod limits;
+pub mod schema;

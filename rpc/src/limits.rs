@@ -1,0 +1,46 @@
+//! Limits of the protocol, in one place, with the relations between them asserted at compile time.
+
+/// Bytes of a frame header. A multiple of 16, so that a body after it stays 16-byte aligned.
+pub const FRAME_HEADER_BYTES: usize = 64;
+/// Bytes of the largest frame body.
+pub const FRAME_BODY_BYTES_MAX: u32 = 8 << 20;
+/// Bytes of the longest namespace name.
+pub const NAMESPACE_BYTES_MAX: usize = 255;
+/// Bytes of the longest key.
+pub const KEY_BYTES_MAX: usize = 4 << 10;
+/// Bytes of the largest plain value.
+pub const VALUE_BYTES_MAX: usize = 4 << 20;
+/// Bytes of the longest subject, predicate or object.
+pub const SUBJECT_BYTES_MAX: usize = 1 << 10;
+/// Bytes of the longest grain text.
+pub const TEXT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of the largest grain payload.
+pub const PAYLOAD_BYTES_MAX: usize = 4 << 20;
+/// Relations of one grain.
+pub const RELATIONS_MAX: usize = 1024;
+/// Tags of one grain or of one recall.
+pub const TAGS_MAX: usize = 256;
+/// Bytes of the longest tag.
+pub const TAG_BYTES_MAX: usize = 255;
+/// Dimensions of the longest vector.
+pub const VECTOR_DIMENSIONS_MAX: usize = 4096;
+/// Operations of one command.
+pub const BATCH_OPS_MAX: usize = 4096;
+/// Items of one scan reply.
+pub const SCAN_ITEMS_MAX: u32 = 10_000;
+/// Hits of a recall that names no number.
+pub const RECALL_HITS_DEFAULT: u32 = 20;
+/// Hits of a recall at the most.
+pub const RECALL_HITS_MAX: u32 = 1_000;
+/// Candidates that each leg of a recall contributes unless told otherwise.
+pub const RECALL_CANDIDATES_DEFAULT: u32 = 200;
+/// Candidates of a leg at the most.
+pub const RECALL_CANDIDATES_MAX: u32 = 10_000;
+/// Requests in flight on one connection.
+pub const IN_FLIGHT_MAX: u32 = 4096;
+
+const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(16));
+const _: () = assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX + NAMESPACE_BYTES_MAX + 1024 < FRAME_BODY_BYTES_MAX as usize);
+const _: () = assert!(PAYLOAD_BYTES_MAX + TEXT_BYTES_MAX + 4 * VECTOR_DIMENSIONS_MAX < FRAME_BODY_BYTES_MAX as usize);
+const _: () = assert!(RECALL_HITS_DEFAULT <= RECALL_HITS_MAX && RECALL_HITS_DEFAULT <= RECALL_CANDIDATES_DEFAULT);
+const _: () = assert!(RECALL_CANDIDATES_DEFAULT <= RECALL_CANDIDATES_MAX);
