@@ -1,1 +1,11 @@
-//! Suites that compare gristmill with peers and with the machine.
+//! Suites that compare gristmill with peers and with the machine: "did this function change, and are we ahead?"
+//!
+//! - [`goals`]: alternating rounds, medians and the goal lines that every bench ends with.
+
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a bench measures the machine: ambient time, threads and files are its subject"
+)]
+
+pub mod goals;
