@@ -164,7 +164,7 @@ impl From<&[u8]> for AlignedBuf {
 
 impl fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AlignedBuf").field("len", &self.len).field("capacity", &self.capacity).finish()
+        f.debug_struct("AlignedBuf").field("len", &self.len).field("capacity", &self.capacity).finish_non_exhaustive()
     }
 }
 
