@@ -1,7 +1,7 @@
 //! Buffers that operations own while the kernel may touch them.
 //!
 //! [`AlignedBuf`] is a growable byte vector whose memory starts on a [`BUF_ALIGN`] boundary and whose capacity is a multiple
-//! of it, as O_DIRECT wants. [`IoBuf`] is what an [`Op`](crate::driver::Op) carries: either of those or a plain `Vec`.
+//! of it, as O_DIRECT wants. [`IoBuf`] is what an [`Op`](crate::driver::Op) carries: one of those, a shared one, or a plain `Vec`.
 //!
 //! Invariant: bytes `0..len` are initialised; bytes `len..capacity` may not be and are never handed out.
 #![allow(unsafe_code)]
@@ -10,6 +10,7 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Alignment of memory, offset and length for direct I/O throughout gristmill, in bytes.
 pub const BUF_ALIGN: usize = 4096;
@@ -175,6 +176,8 @@ pub enum IoBuf {
     Aligned(AlignedBuf),
     /// For sockets, and files that are not direct.
     Vec(Vec<u8>),
+    /// For writes only: the submitter goes on reading the bytes while the kernel does (a log batch that is in flight).
+    Shared(Arc<AlignedBuf>),
 }
 
 impl IoBuf {
@@ -183,14 +186,19 @@ impl IoBuf {
         match self {
             IoBuf::Aligned(buf) => buf,
             IoBuf::Vec(buf) => buf,
+            IoBuf::Shared(buf) => buf,
         }
     }
 
     /// The bytes in use.
+    ///
+    /// # Panics
+    /// When the buffer is shared: such a buffer serves writes only.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         match self {
             IoBuf::Aligned(buf) => buf,
             IoBuf::Vec(buf) => buf,
+            IoBuf::Shared(_) => panic!("a shared buffer is read-only"),
         }
     }
 
@@ -209,6 +217,7 @@ impl IoBuf {
         match self {
             IoBuf::Aligned(buf) => buf.capacity(),
             IoBuf::Vec(buf) => buf.capacity(),
+            IoBuf::Shared(buf) => buf.capacity(),
         }
     }
 }
@@ -216,6 +225,12 @@ impl IoBuf {
 impl From<AlignedBuf> for IoBuf {
     fn from(buf: AlignedBuf) -> IoBuf {
         IoBuf::Aligned(buf)
+    }
+}
+
+impl From<Arc<AlignedBuf>> for IoBuf {
+    fn from(buf: Arc<AlignedBuf>) -> IoBuf {
+        IoBuf::Shared(buf)
     }
 }
 
@@ -262,6 +277,20 @@ mod tests {
         assert_eq!(&buf.clone()[..], &expected[..]);
         buf.clear();
         assert!(buf.is_empty() && buf.capacity() >= expected.len());
+    }
+
+    #[test]
+    fn a_shared_buffer_stays_readable_elsewhere() {
+        let bytes = Arc::new(AlignedBuf::from(&b"batch"[..]));
+        let in_flight = IoBuf::from(Arc::clone(&bytes));
+        assert_eq!(in_flight.as_slice(), &bytes[..]);
+        assert_eq!(in_flight.len(), 5);
+    }
+
+    #[test]
+    #[should_panic(expected = "read-only")]
+    fn a_shared_buffer_is_never_written_to() {
+        IoBuf::from(Arc::new(AlignedBuf::zeroed(8))).as_mut_slice();
     }
 
     #[test]
