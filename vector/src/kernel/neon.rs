@@ -1,0 +1,174 @@
+//! NEON, which every aarch64 has.
+//!
+//! `smull` makes exact `i16` products of codes (at most 128 × 128 = 2¹⁴), `sadalp` adds pairs of them into `i32` lanes: nothing saturates.
+
+#![allow(clippy::wildcard_imports, reason = "intrinsics: some twenty names with one prefix")]
+
+use std::arch::aarch64::*;
+
+use super::{F32_LANES, ROWS_AT_ONCE, fold_16};
+
+/// Codes in a register.
+const WIDTH: usize = 16;
+
+/// Exists only where NEON does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Neon(());
+
+impl Neon {
+    pub fn new() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
+    }
+
+    #[inline]
+    pub fn dot_i8(self, a: &[i8], b: &[i8]) -> i32 {
+        // SAFETY: the token exists only if `new` found NEON on this machine.
+        unsafe { dot_impl(a, b) }
+    }
+
+    #[inline]
+    pub fn dot_i8_rows(self, query: &[i8], rows: &[i8], out: &mut [i32]) {
+        // SAFETY: as above.
+        unsafe { rows_impl(query, rows, out) }
+    }
+
+    #[inline]
+    pub fn dot_i8_gather(self, query: &[i8], codes: &[i8], chosen: &[u32], out: &mut [i32]) {
+        // SAFETY: as above.
+        unsafe { gather_impl(query, codes, chosen, out) }
+    }
+
+    #[inline]
+    pub fn dot_f32(self, a: &[f32], b: &[f32]) -> f32 {
+        // SAFETY: as above.
+        unsafe { dot_f32_impl(a, b) }
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn rows_impl(query: &[i8], rows: &[i8], out: &mut [i32]) {
+    let dimension = query.len();
+    let (out_groups, out_tail) = out.as_chunks_mut::<ROWS_AT_ONCE>();
+    let mut groups = rows.chunks_exact(ROWS_AT_ONCE * dimension);
+    for (group, out) in groups.by_ref().zip(out_groups) {
+        let (r0, rest) = group.split_at(dimension);
+        let (r1, rest) = rest.split_at(dimension);
+        let (r2, r3) = rest.split_at(dimension);
+        *out = dot_4(query, [r0, r1, r2, r3]);
+    }
+    for (row, out) in groups.remainder().chunks_exact(dimension).zip(out_tail) {
+        *out = dot_impl(query, row);
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn gather_impl(query: &[i8], codes: &[i8], chosen: &[u32], out: &mut [i32]) {
+    let dimension = query.len();
+    let row = |row: u32| &codes[row as usize * dimension..][..dimension];
+    let (out_groups, out_tail) = out.as_chunks_mut::<ROWS_AT_ONCE>();
+    let (groups, tail) = chosen.as_chunks::<ROWS_AT_ONCE>();
+    for (group, out) in groups.iter().zip(out_groups) {
+        *out = dot_4(query, group.map(row));
+    }
+    for (&one, out) in tail.iter().zip(out_tail) {
+        *out = dot_impl(query, row(one));
+    }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn dot_4(query: &[i8], rows: [&[i8]; ROWS_AT_ONCE]) -> [i32; ROWS_AT_ONCE] {
+    let (query_blocks, query_tail) = query.as_chunks::<WIDTH>();
+    let rows = rows.map(|row| row.as_chunks::<WIDTH>());
+    let row_blocks = rows.map(|(blocks, _)| &blocks[..query_blocks.len()]);
+    let mut sums = [vdupq_n_s32(0); ROWS_AT_ONCE];
+    for (index, block) in query_blocks.iter().enumerate() {
+        let block = load(block);
+        for (sum, row) in sums.iter_mut().zip(&row_blocks) {
+            *sum = add_products(*sum, load(&row[index]), block);
+        }
+    }
+    if !query_tail.is_empty() {
+        let block = load(&pad(query_tail));
+        for (sum, (_, tail)) in sums.iter_mut().zip(&rows) {
+            *sum = add_products(*sum, load(&pad(tail)), block);
+        }
+    }
+    let [a, b, c, d] = sums;
+    [vaddvq_s32(a), vaddvq_s32(b), vaddvq_s32(c), vaddvq_s32(d)]
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn dot_impl(a: &[i8], b: &[i8]) -> i32 {
+    let (a_blocks, a_tail) = a.as_chunks::<WIDTH>();
+    let (b_blocks, b_tail) = b.as_chunks::<WIDTH>();
+    let mut sum = vdupq_n_s32(0);
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        sum = add_products(sum, load(a), load(b));
+    }
+    vaddvq_s32(add_products(sum, load(&pad(a_tail)), load(&pad(b_tail))))
+}
+
+/// Adds 16 products to four lanes.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_products(sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    let sum = vpadalq_s16(sum, vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+    vpadalq_s16(sum, vmull_high_s8(a, b))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn load(block: &[i8; WIDTH]) -> int8x16_t {
+    // SAFETY: the reference covers the 16 bytes read; the load needs no alignment.
+    unsafe { vld1q_s8(block.as_ptr()) }
+}
+
+/// At most 16 codes, zeros behind them.
+#[inline]
+fn pad(tail: &[i8]) -> [i8; WIDTH] {
+    let mut padded = [0; WIDTH];
+    padded[..tail.len()].copy_from_slice(tail);
+    padded
+}
+
+#[target_feature(enable = "neon")]
+fn dot_f32_impl(a: &[f32], b: &[f32]) -> f32 {
+    let (a_blocks, a_tail) = a.as_chunks::<F32_LANES>();
+    let (b_blocks, b_tail) = b.as_chunks::<F32_LANES>();
+    let mut sums = [vdupq_n_f32(0.0); F32_LANES / 4];
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        add_products_f32(&mut sums, a, b);
+    }
+    if !a_tail.is_empty() {
+        let (mut a, mut b) = ([0.0; F32_LANES], [0.0; F32_LANES]);
+        a[..a_tail.len()].copy_from_slice(a_tail);
+        b[..b_tail.len()].copy_from_slice(b_tail);
+        add_products_f32(&mut sums, &a, &b);
+    }
+    // Register r holds lanes 4 r …: 64 → 32 adds register r + 8, 32 → 16 adds register r + 4.
+    for register in 0..8 {
+        sums[register] = vaddq_f32(sums[register], sums[register + 8]);
+    }
+    let mut lanes = [0.0; 16];
+    let (quarters, _) = lanes.as_chunks_mut::<4>();
+    for (register, quarter) in quarters.iter_mut().enumerate() {
+        // SAFETY: the reference covers the 4 floats written; the store needs no alignment.
+        unsafe { vst1q_f32(quarter.as_mut_ptr(), vaddq_f32(sums[register], sums[register + 4])) };
+    }
+    fold_16(lanes)
+}
+
+/// Multiplied, then added: `vfmaq_f32` would round once instead of twice and disagree with machines that have no FMA.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_products_f32(sums: &mut [float32x4_t; F32_LANES / 4], a: &[f32; F32_LANES], b: &[f32; F32_LANES]) {
+    let (a, _) = a.as_chunks::<4>();
+    let (b, _) = b.as_chunks::<4>();
+    for register in 0..F32_LANES / 4 {
+        // SAFETY: each reference covers the 4 floats read; the loads need no alignment.
+        let (a, b) = unsafe { (vld1q_f32(a[register].as_ptr()), vld1q_f32(b[register].as_ptr())) };
+        sums[register] = vaddq_f32(sums[register], vmulq_f32(a, b));
+    }
+}
