@@ -7,4 +7,5 @@ pub mod error;
 pub mod frame;
 pub mod ids;
 pub mod limits;
+pub mod ring;
 pub mod schema;

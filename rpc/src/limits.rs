@@ -38,6 +38,15 @@ pub const RECALL_CANDIDATES_DEFAULT: u32 = 200;
 pub const RECALL_CANDIDATES_MAX: u32 = 10_000;
 /// Requests in flight on one connection.
 pub const IN_FLIGHT_MAX: u32 = 4096;
+/// Shards of one store.
+pub const SHARDS_MAX: u32 = 4096;
+/// Virtual nodes per shard on the ring, unless a store was created with another number.
+pub const RING_VNODES_DEFAULT: u32 = 150;
+/// Virtual nodes per shard at the most.
+pub const RING_VNODES_MAX: u32 = 1024;
+/// Answers that a shard remembers for each session: a write may be retried until this many later sequences of its
+/// session were issued, so a client keeps fewer than this many writes of one session unresolved.
+pub const SESSION_WINDOW: u64 = 1024;
 
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(16));
 const _: () = assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX + NAMESPACE_BYTES_MAX + 1024 < FRAME_BODY_BYTES_MAX as usize);
