@@ -19,6 +19,7 @@
 
 pub mod buf;
 pub mod driver;
+pub mod mesh;
 pub mod time;
 
 /// One core's executor, counted from 0 within the node. Not the number of the CPU that it may be pinned to.
