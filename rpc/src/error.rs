@@ -1,11 +1,15 @@
-//! Error codes of the protocol: what a program can decide by.
+//! Error codes of the protocol: what a program can decide by; and [`Rejection`], an error on its way to the client.
+
+use crate::limits::ERROR_MESSAGE_BYTES_MAX;
+use crate::schema::ErrorReply;
 
 /// Why a request failed. The number is the wire format and never changes its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u16)]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// The frame is not of this protocol, or its header or body is damaged. The connection is closed.
+    /// The frame is not of this protocol, or its header or body is damaged. Where the header is damaged, the
+    /// connection is closed, because the frame's end is lost.
     BadFrame = 1,
     /// The peer speaks no protocol version that the server speaks.
     UnsupportedVersion = 2,
@@ -92,5 +96,41 @@ impl ErrorCode {
                 | ErrorCode::DiskFull
                 | ErrorCode::ShuttingDown
         )
+    }
+}
+
+/// Why a request is refused: what a server sends back, and what a client finds before it sends.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Rejection {
+    /// What a program decides by.
+    pub code: ErrorCode,
+    /// Wait at least this long before trying again; 0 means no advice.
+    pub retry_after_ms: u32,
+    /// What happened, to what, and what to do.
+    pub message: String,
+}
+
+impl Rejection {
+    /// A rejection without advice when to try again.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Rejection {
+        Rejection { code, retry_after_ms: 0, message: message.into() }
+    }
+
+    /// The same, with advice.
+    #[must_use]
+    pub fn retry_after_ms(self, retry_after_ms: u32) -> Rejection {
+        Rejection { retry_after_ms, ..self }
+    }
+
+    /// The message for the wire. Its text is cut to [`ERROR_MESSAGE_BYTES_MAX`] at a character's border.
+    pub fn to_reply(&self) -> ErrorReply {
+        let cut = self.message.floor_char_boundary(ERROR_MESSAGE_BYTES_MAX);
+        ErrorReply {
+            code: self.code as u16,
+            retriable: self.code.retriable(),
+            retry_after_ms: self.retry_after_ms,
+            message: self.message[..cut].to_owned(),
+        }
     }
 }

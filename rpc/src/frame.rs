@@ -9,6 +9,7 @@
 //!
 //! All little-endian. The body begins right after the header, so it is 16-byte aligned wherever the header is.
 
+use crate::error::ErrorCode;
 use crate::ids::{SessionId, ShardId};
 use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
 
@@ -78,6 +79,27 @@ impl MessageType {
     pub fn from_wire(number: u16) -> Option<MessageType> {
         Self::ALL.into_iter().find(|message| *message as u16 == number)
     }
+
+    /// The type that answers a request; `None` for what is no request. Any request may be answered by `Error` instead.
+    pub fn reply(self) -> Option<MessageType> {
+        match self {
+            MessageType::Hello => Some(MessageType::HelloReply),
+            MessageType::Write => Some(MessageType::WriteReply),
+            MessageType::Get => Some(MessageType::GetReply),
+            MessageType::GetGrain => Some(MessageType::GetGrainReply),
+            MessageType::Scan => Some(MessageType::ScanReply),
+            MessageType::Recall => Some(MessageType::RecallReply),
+            MessageType::Status => Some(MessageType::StatusReply),
+            MessageType::HelloReply
+            | MessageType::WriteReply
+            | MessageType::GetReply
+            | MessageType::GetGrainReply
+            | MessageType::ScanReply
+            | MessageType::RecallReply
+            | MessageType::StatusReply
+            | MessageType::Error => None,
+        }
+    }
 }
 
 /// A frame header, decoded.
@@ -109,7 +131,7 @@ pub struct FrameHeader {
     pub body_crc: u32,
 }
 
-/// Why bytes are not a frame. Each is final for the connection: where one frame ends and the next begins is lost.
+/// Why bytes are not a frame that this side takes. Two of them are final for the connection ([`FrameError::fatal`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
@@ -142,7 +164,7 @@ pub enum FrameError {
         found: u16,
     },
     /// The body is longer than the limit.
-    #[error("frame body of {length} bytes is over the limit of {limit}")]
+    #[error("frame body of {length} bytes is over the limit of {limit}; split the batch or shorten the value")]
     TooLarge {
         /// The length announced.
         length: u32,
@@ -157,6 +179,26 @@ pub enum FrameError {
         /// What the bytes give.
         computed: u32,
     },
+}
+
+impl FrameError {
+    /// Where this frame ends and the next begins is lost, so the connection must close. The other errors stand in a
+    /// header whose CRC holds: the length is known, the body can be skipped and the connection goes on.
+    pub fn fatal(self) -> bool {
+        matches!(self, FrameError::Magic { .. } | FrameError::HeaderCrc { .. })
+    }
+
+    /// The code that tells the peer.
+    pub fn code(self) -> ErrorCode {
+        match self {
+            FrameError::Version { .. } => ErrorCode::UnsupportedVersion,
+            FrameError::TooLarge { .. } => ErrorCode::TooLarge,
+            FrameError::Magic { .. }
+            | FrameError::HeaderCrc { .. }
+            | FrameError::Flags { .. }
+            | FrameError::BodyCrc { .. } => ErrorCode::BadFrame,
+        }
+    }
 }
 
 impl FrameHeader {
@@ -205,6 +247,14 @@ impl FrameHeader {
 
     /// Decodes and checks a header: magic, CRC, version, flags, length, in this order.
     pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<FrameHeader, FrameError> {
+        let header = FrameHeader::parse(bytes)?;
+        header.check(FRAME_BODY_BYTES_MAX)?;
+        Ok(header)
+    }
+
+    /// Decodes a header that is intact, whatever it says: only a wrong magic and a wrong CRC are errors. The layout
+    /// is the same in every version of the protocol, so that even a foreign version can be answered and skipped.
+    pub fn parse(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<FrameHeader, FrameError> {
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
@@ -215,7 +265,7 @@ impl FrameHeader {
         if found != computed {
             return Err(FrameError::HeaderCrc { found, computed });
         }
-        let header = FrameHeader {
+        Ok(FrameHeader {
             version: u16_at(4),
             flags: u16_at(6),
             body_length: u32_at(8),
@@ -228,17 +278,21 @@ impl FrameHeader {
             sequence: u64_at(40),
             map_version: u64_at(48),
             body_crc: u32_at(56),
-        };
-        if header.version != PROTOCOL_VERSION {
-            return Err(FrameError::Version { found: header.version });
+        })
+    }
+
+    /// Checks version, flags and length against what this side takes.
+    pub fn check(&self, body_bytes_max: u32) -> Result<(), FrameError> {
+        if self.version != PROTOCOL_VERSION {
+            return Err(FrameError::Version { found: self.version });
         }
-        if header.flags != 0 {
-            return Err(FrameError::Flags { found: header.flags });
+        if self.flags != 0 {
+            return Err(FrameError::Flags { found: self.flags });
         }
-        if header.body_length > FRAME_BODY_BYTES_MAX {
-            return Err(FrameError::TooLarge { length: header.body_length, limit: FRAME_BODY_BYTES_MAX });
+        if self.body_length > body_bytes_max {
+            return Err(FrameError::TooLarge { length: self.body_length, limit: body_bytes_max });
         }
-        Ok(header)
+        Ok(())
     }
 
     /// Checks a body against this header.

@@ -3,6 +3,7 @@
 //! A client archives a [`schema::Command`] once; [`frame::FrameHeader`] goes in front; PROTOCOL.md is the specification.
 #![forbid(unsafe_code)]
 
+pub mod body;
 pub mod error;
 pub mod frame;
 pub mod ids;

@@ -38,6 +38,22 @@ pub const RECALL_CANDIDATES_DEFAULT: u32 = 200;
 pub const RECALL_CANDIDATES_MAX: u32 = 10_000;
 /// Requests in flight on one connection.
 pub const IN_FLIGHT_MAX: u32 = 4096;
+/// Bytes of request bodies in flight on one connection; further requests are answered `Overloaded`.
+pub const IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of a frame body before the hello is through.
+pub const HELLO_BODY_BYTES_MAX: u32 = 4 << 10;
+/// Bytes of the name by which a client introduces itself.
+pub const CLIENT_NAME_BYTES_MAX: usize = 255;
+/// Bytes of an error's message.
+pub const ERROR_MESSAGE_BYTES_MAX: usize = 2 << 10;
+/// Levels of references in a valid archive of any message. The deepest has 5: recall reply, hits, relations, string.
+pub const ARCHIVE_DEPTH_MAX: usize = 8;
+/// Smallest Euclidean length of a vector: below, its square vanishes in f32 and the cosine is undefined.
+pub const VECTOR_NORM_MIN: f64 = 1e-15;
+/// Largest Euclidean length of a vector: above, its square overflows in f32.
+pub const VECTOR_NORM_MAX: f64 = 1e18;
+/// Cores of one server.
+pub const CORES_MAX: usize = 1024;
 /// Shards of one store.
 pub const SHARDS_MAX: u32 = 4096;
 /// Virtual nodes per shard on the ring, unless a store was created with another number.
@@ -49,6 +65,9 @@ pub const RING_VNODES_MAX: u32 = 1024;
 pub const SESSION_WINDOW: u64 = 1024;
 
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(16));
+const _: () =
+    assert!(HELLO_BODY_BYTES_MAX < FRAME_BODY_BYTES_MAX && FRAME_BODY_BYTES_MAX as u64 <= IN_FLIGHT_BYTES_MAX);
+const _: () = assert!(CLIENT_NAME_BYTES_MAX + 64 < HELLO_BODY_BYTES_MAX as usize);
 const _: () = assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX + NAMESPACE_BYTES_MAX + 1024 < FRAME_BODY_BYTES_MAX as usize);
 const _: () = assert!(PAYLOAD_BYTES_MAX + TEXT_BYTES_MAX + 4 * VECTOR_DIMENSIONS_MAX < FRAME_BODY_BYTES_MAX as usize);
 const _: () = assert!(RECALL_HITS_DEFAULT <= RECALL_HITS_MAX && RECALL_HITS_DEFAULT <= RECALL_CANDIDATES_DEFAULT);

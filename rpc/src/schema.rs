@@ -20,6 +20,7 @@ pub const COMMAND_SCHEMA: u16 = 1;
 /// All operations must route to the same shard; otherwise the server answers `CrossShard` and writes nothing. If any
 /// compare-and-set in it fails, none of its operations takes effect.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
 pub struct Command {
     /// The operations, in the order they take effect. 1 to `limits::BATCH_OPS_MAX`.
     pub operations: Vec<Operation>,
@@ -27,6 +28,7 @@ pub struct Command {
 
 /// One operation of a [`Command`].
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
 pub enum Operation {
     /// Stores a plain value under a key.
     Put {
@@ -73,6 +75,7 @@ pub enum Operation {
 
 /// The precondition of a compare-and-set.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub enum Expected {
     /// The key must not exist.
     Absent,
@@ -84,6 +87,7 @@ pub enum Expected {
 
 /// A grain: the unit of memory that gristmill stores, indexes and recalls.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
 pub struct Grain {
     /// Identity inside the namespace.
     pub id: GrainId,
@@ -105,6 +109,7 @@ pub struct Grain {
 
 /// One relation of a grain: (grain's subject, predicate, object).
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct Relation {
     /// For example `is_a`.
     pub predicate: String,
@@ -114,6 +119,7 @@ pub struct Relation {
 
 /// The answer to a write that committed.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct WriteReply {
     /// The version that the write's values now carry: its log index.
     pub version: Version,
@@ -127,6 +133,7 @@ pub struct WriteReply {
 
 /// Why a compare-and-set did not apply.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct PreconditionFailure {
     /// Position in the command's operations.
     pub operation: u32,
@@ -136,6 +143,7 @@ pub struct PreconditionFailure {
 
 /// Asks for the plain value under one key.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct GetRequest {
     /// The namespace.
     pub namespace: String,
@@ -145,6 +153,7 @@ pub struct GetRequest {
 
 /// The answer to [`GetRequest`].
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct GetReply {
     /// `None` where the key does not exist.
     pub value: Option<Versioned>,
@@ -152,6 +161,7 @@ pub struct GetReply {
 
 /// A value with the version that wrote it.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct Versioned {
     /// The version.
     pub version: Version,
@@ -161,6 +171,7 @@ pub struct Versioned {
 
 /// Asks for one grain.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct GetGrainRequest {
     /// The namespace.
     pub namespace: String,
@@ -170,6 +181,7 @@ pub struct GetGrainRequest {
 
 /// The answer to [`GetGrainRequest`].
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
 pub struct GetGrainReply {
     /// `None` where the grain does not exist.
     pub grain: Option<Grain>,
@@ -179,6 +191,7 @@ pub struct GetGrainReply {
 
 /// Asks for plain values of one namespace in key order.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct ScanRequest {
     /// The namespace.
     pub namespace: String,
@@ -196,6 +209,7 @@ pub struct ScanRequest {
 
 /// The answer to [`ScanRequest`].
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct ScanReply {
     /// Key, version and value, in the order asked for.
     pub items: Vec<ScanItem>,
@@ -205,6 +219,7 @@ pub struct ScanReply {
 
 /// One item of a [`ScanReply`].
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct ScanItem {
     /// The key.
     pub key: Vec<u8>,
@@ -216,6 +231,7 @@ pub struct ScanItem {
 
 /// Asks for the best grains of one namespace. At least one of text, vector and relation must be given.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
 pub struct RecallRequest {
     /// The namespace.
     pub namespace: String,
@@ -239,6 +255,7 @@ pub struct RecallRequest {
 
 /// A pattern over (subject, predicate, object); an empty part matches anything, but one must be given.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct RelationPattern {
     /// The subject, or empty.
     pub subject: String,
@@ -250,6 +267,7 @@ pub struct RelationPattern {
 
 /// The answer to [`RecallRequest`], best first.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
 pub struct RecallReply {
     /// The hits, by falling score, ties by id.
     pub hits: Vec<SearchHit>,
@@ -259,6 +277,7 @@ pub struct RecallReply {
 
 /// One hit of a recall.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
 pub struct SearchHit {
     /// The grain's id.
     pub id: GrainId,
@@ -280,6 +299,7 @@ pub struct SearchHit {
 
 /// One leg's opinion of a hit.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq)]
+#[rkyv(derive(Debug))]
 pub struct LegHit {
     /// Position among the leg's candidates, from 1.
     pub rank: u32,
@@ -289,6 +309,7 @@ pub struct LegHit {
 
 /// Opens a connection: the first frame that a client sends.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct Hello {
     /// Lowest protocol version that the client speaks.
     pub version_min: u16,
@@ -300,6 +321,7 @@ pub struct Hello {
 
 /// The answer to [`Hello`].
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct HelloReply {
     /// The protocol version in force from now on.
     pub version: u16,
@@ -323,6 +345,7 @@ pub struct HelloReply {
 
 /// Asks for the server's state.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct StatusRequest {
     /// Include every metric, not only the summary.
     pub verbose: bool,
@@ -330,6 +353,7 @@ pub struct StatusRequest {
 
 /// The answer to [`StatusRequest`].
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct StatusReply {
     /// One JSON object; its fields are documented in PROTOCOL.md.
     pub json: String,
@@ -337,6 +361,7 @@ pub struct StatusReply {
 
 /// A request that failed. The code decides what a program does; the message is for people.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
 pub struct ErrorReply {
     /// An [`crate::error::ErrorCode`] as its number; unknown numbers are kept.
     pub code: u16,
