@@ -121,8 +121,6 @@ impl fmt::Debug for FencingToken {
 
 /// What [`FencingTokenState`] needs of an atomic 64-bit integer: the real one, or a model checker's.
 pub trait TokenCell {
-    /// A cell holding `raw`.
-    fn new(raw: u64) -> Self;
     /// Reads it.
     fn load(&self) -> u64;
     /// Replaces `current` by `new`, or tells what is there.
@@ -130,9 +128,6 @@ pub trait TokenCell {
 }
 
 impl TokenCell for AtomicU64 {
-    fn new(raw: u64) -> Self {
-        AtomicU64::new(raw)
-    }
     fn load(&self) -> u64 {
         AtomicU64::load(self, Ordering::Acquire)
     }
@@ -156,13 +151,15 @@ pub struct FencingTokenState<C = AtomicU64> {
     next: C,
 }
 
-impl<C: TokenCell> FencingTokenState<C> {
+impl FencingTokenState {
     /// For a group whose log holds tokens up to `highest`. Nothing can be issued in that term any more: it was another leader's, or
     /// ours before a restart.
     pub fn new(highest: FencingToken) -> Self {
-        FencingTokenState { next: C::new(FencingToken::new(highest.term(), u32::MAX).raw()) }
+        FencingTokenState { next: AtomicU64::new(FencingToken::new(highest.term(), u32::MAX).raw()) }
     }
+}
 
+impl<C: TokenCell> FencingTokenState<C> {
     /// The token that would be issued next.
     pub fn current(&self) -> FencingToken {
         FencingToken::from_raw(self.next.load())
@@ -244,16 +241,13 @@ mod tests {
 
     #[test]
     fn a_recovered_state_issues_nothing_before_a_new_term() {
-        let state: FencingTokenState = FencingTokenState::new(FencingToken::new(6, 2));
+        let state = FencingTokenState::new(FencingToken::new(6, 2));
         assert!(state.issue_token().is_err());
         assert!(state.bump_term_token(6).is_err());
         assert_eq!(state.bump_term_token(7), Ok(FencingToken::new(7, 0)));
     }
 
     impl TokenCell for loom::sync::atomic::AtomicU64 {
-        fn new(raw: u64) -> Self {
-            loom::sync::atomic::AtomicU64::new(raw)
-        }
         fn load(&self) -> u64 {
             loom::sync::atomic::AtomicU64::load(self, Ordering::Acquire)
         }
@@ -266,7 +260,8 @@ mod tests {
     fn racing_issuers_and_a_new_term_never_share_a_token() {
         loom::model(|| {
             type State = FencingTokenState<loom::sync::atomic::AtomicU64>;
-            let state = loom::sync::Arc::new(State { next: TokenCell::new(FencingToken::new(1, 0).raw()) });
+            let first = FencingToken::new(1, 0).raw();
+            let state = loom::sync::Arc::new(State { next: loom::sync::atomic::AtomicU64::new(first) });
             let issuer = || {
                 let state = loom::sync::Arc::clone(&state);
                 loom::thread::spawn(move || state.issue_token().expect("far from the limit"))
