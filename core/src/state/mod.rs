@@ -5,5 +5,8 @@
 
 pub mod envelope;
 pub mod hlc;
+pub mod key;
+pub mod memory;
+pub mod store;
 #[cfg(test)]
 mod testing;
