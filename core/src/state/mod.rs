@@ -4,6 +4,8 @@
 //! state root on every replica, however they were batched.
 
 pub mod envelope;
+pub mod events;
+pub mod grain;
 pub mod hlc;
 pub mod key;
 pub mod memory;
