@@ -8,5 +8,7 @@ pub mod error;
 pub mod frame;
 pub mod ids;
 pub mod limits;
+pub mod protocol;
 pub mod ring;
 pub mod schema;
+pub mod validate;

@@ -40,6 +40,10 @@ pub const RECALL_CANDIDATES_MAX: u32 = 10_000;
 pub const IN_FLIGHT_MAX: u32 = 4096;
 /// Bytes of request bodies in flight on one connection; further requests are answered `Overloaded`.
 pub const IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of replies that wait on one connection before the server reads no further requests from it.
+pub const OUTPUT_BYTES_HIGH: usize = 16 << 20;
+/// The advice with `Overloaded` on one connection, in milliseconds: about the time that a full pipeline needs to drain.
+pub const OVERLOAD_RETRY_AFTER_MS: u32 = 5;
 /// Bytes of a frame body before the hello is through.
 pub const HELLO_BODY_BYTES_MAX: u32 = 4 << 10;
 /// Bytes of the name by which a client introduces itself.

@@ -1,0 +1,402 @@
+//! What a request must keep to, beyond being a valid archive: the one place where server and clients check it.
+//!
+//! ```text
+//!   body ── access (bytes) ──▶ archived request ── here (meaning) ──▶ shard
+//! ```
+//!
+//! Everything reads the archived form in place and allocates only to word a rejection. Each rejection names the
+//! offending part, what is allowed and, where it is not obvious, what to do.
+
+use std::fmt;
+
+use crate::body::{Body, BodyError, access};
+use crate::error::{ErrorCode, Rejection};
+use crate::frame::{FrameHeader, MessageType};
+use crate::ids::ShardId;
+use crate::limits::{
+    BATCH_OPS_MAX, CLIENT_NAME_BYTES_MAX, CORES_MAX, HELLO_BODY_BYTES_MAX, KEY_BYTES_MAX, NAMESPACE_BYTES_MAX,
+    PAYLOAD_BYTES_MAX, RECALL_CANDIDATES_MAX, RECALL_HITS_MAX, RELATIONS_MAX, RING_VNODES_MAX, SCAN_ITEMS_MAX,
+    SHARDS_MAX, SUBJECT_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX, TEXT_BYTES_MAX, VALUE_BYTES_MAX, VECTOR_DIMENSIONS_MAX,
+    VECTOR_NORM_MAX, VECTOR_NORM_MIN,
+};
+use crate::ring::Ring;
+use crate::schema::{
+    ArchivedCommand, ArchivedExpected, ArchivedGetGrainRequest, ArchivedGetRequest, ArchivedGrain, ArchivedHello,
+    ArchivedOperation, ArchivedRecallRequest, ArchivedRelationPattern, ArchivedScanRequest, ArchivedStatusRequest,
+    COMMAND_SCHEMA, HelloReply,
+};
+use rkyv::rend::f32_le;
+
+/// A request whose bytes and meaning are checked, read in place.
+#[derive(Debug, Clone, Copy)]
+pub enum RequestRef<'a> {
+    /// A write.
+    Write(&'a ArchivedCommand),
+    /// A read of one plain value.
+    Get(&'a ArchivedGetRequest),
+    /// A read of one grain.
+    GetGrain(&'a ArchivedGetGrainRequest),
+    /// A read of plain values in key order.
+    Scan(&'a ArchivedScanRequest),
+    /// A recall.
+    Recall(&'a ArchivedRecallRequest),
+    /// The server's state.
+    Status(&'a ArchivedStatusRequest),
+}
+
+/// Checks a request, from its bytes to its meaning.
+pub fn request<'a>(header: &FrameHeader, body: &'a Body) -> Result<RequestRef<'a>, Rejection> {
+    let Some(message) = MessageType::from_wire(header.message_type) else {
+        return Err(unknown_message(header.message_type));
+    };
+    if message == MessageType::Write && header.schema != COMMAND_SCHEMA {
+        return Err(Rejection::new(
+            ErrorCode::UnsupportedSchema,
+            format!("command schema {} is not supported; this server takes {COMMAND_SCHEMA}", header.schema),
+        ));
+    }
+    match message {
+        MessageType::Write => checked(body, command).map(RequestRef::Write),
+        MessageType::Get => checked(body, get).map(RequestRef::Get),
+        MessageType::GetGrain => checked(body, get_grain).map(RequestRef::GetGrain),
+        MessageType::Scan => checked(body, scan).map(RequestRef::Scan),
+        MessageType::Recall => checked(body, recall).map(RequestRef::Recall),
+        MessageType::Status => checked(body, |_: &ArchivedStatusRequest| Ok(())).map(RequestRef::Status),
+        _ => Err(not_allowed(message)),
+    }
+}
+
+fn checked<'a, A>(body: &'a Body, check: impl Fn(&A) -> Result<(), Rejection>) -> Result<&'a A, Rejection>
+where
+    A: rkyv::Portable + for<'v> rkyv::bytecheck::CheckBytes<crate::body::BodyValidator<'v>>,
+{
+    let archived = access::<A>(body)?;
+    check(archived)?;
+    Ok(archived)
+}
+
+impl From<BodyError> for Rejection {
+    fn from(error: BodyError) -> Rejection {
+        let code = match error {
+            BodyError::TooLarge => ErrorCode::TooLarge,
+            BodyError::Misaligned { .. } | BodyError::Invalid { .. } => ErrorCode::BadBody,
+        };
+        Rejection::new(code, error.to_string())
+    }
+}
+
+/// The answer to a message type that this version does not know.
+pub fn unknown_message(number: u16) -> Rejection {
+    Rejection::new(
+        ErrorCode::UnknownMessage,
+        format!("message type {number} is not known to this server; is the client newer than the server?"),
+    )
+}
+
+/// The answer to a message type that is no request, or that does not belong here.
+pub fn not_allowed(message: MessageType) -> Rejection {
+    Rejection::new(
+        ErrorCode::UnknownMessage,
+        format!(
+            "message {message:?} is not a request that can be served here; send Hello first and once, then requests"
+        ),
+    )
+}
+
+impl RequestRef<'_> {
+    /// The shard that serves this request; `None` where any core does (status).
+    ///
+    /// The operations of one command must share a shard, otherwise `CrossShard`. A shard that the client named
+    /// (`header.shard`) must be that one, otherwise `WrongShard`.
+    pub fn shard(&self, header: &FrameHeader, ring: &Ring) -> Result<Option<ShardId>, Rejection> {
+        let owner = match self {
+            RequestRef::Status(_) => return Ok(None),
+            RequestRef::Write(command) => command_shard(command, ring)?,
+            RequestRef::Get(get) => owner(ring, get.namespace.as_str()),
+            RequestRef::GetGrain(get) => owner(ring, get.namespace.as_str()),
+            RequestRef::Scan(scan) => owner(ring, scan.namespace.as_str()),
+            RequestRef::Recall(recall) => owner(ring, recall.namespace.as_str()),
+        };
+        if header.shard != ShardId::ANY && header.shard != owner {
+            return Err(Rejection::new(
+                ErrorCode::WrongShard,
+                format!(
+                    "the request names shard {}, but its namespace lives on shard {}; say hello again and route by its answer",
+                    header.shard.0, owner.0
+                ),
+            ));
+        }
+        Ok(Some(owner))
+    }
+}
+
+/// The shard of a command whose operations all route to one.
+pub fn command_shard(command: &ArchivedCommand, ring: &Ring) -> Result<ShardId, Rejection> {
+    let (first, rest) = command.operations.split_first().ok_or_else(no_operations)?;
+    let (shard, mut previous) = (owner(ring, first.namespace()), first.namespace());
+    for (at, operation) in rest.iter().enumerate() {
+        let namespace = operation.namespace();
+        if namespace == previous {
+            continue;
+        }
+        let other = owner(ring, namespace);
+        if other != shard {
+            return Err(Rejection::new(
+                ErrorCode::CrossShard,
+                format!(
+                    "operation {} is in namespace {namespace:?} on shard {}, but the command began on shard {} with \
+                     {:?}; a command writes to one shard, so send two commands",
+                    at + 1,
+                    other.0,
+                    shard.0,
+                    first.namespace()
+                ),
+            ));
+        }
+        previous = namespace;
+    }
+    Ok(shard)
+}
+
+fn owner(ring: &Ring, namespace: &str) -> ShardId {
+    ring.shard_of(namespace).expect("a server has at least one shard")
+}
+
+impl ArchivedOperation {
+    /// The namespace that the operation writes to.
+    pub fn namespace(&self) -> &str {
+        match self {
+            ArchivedOperation::Put { namespace, .. }
+            | ArchivedOperation::Delete { namespace, .. }
+            | ArchivedOperation::CompareAndSet { namespace, .. }
+            | ArchivedOperation::DeleteGrain { namespace, .. } => namespace.as_str(),
+            ArchivedOperation::PutGrain { grain } => grain.namespace.as_str(),
+        }
+    }
+}
+
+/// Checks a hello.
+pub fn hello(hello: &ArchivedHello) -> Result<(), Rejection> {
+    at_most("", "client name", hello.client.len(), CLIENT_NAME_BYTES_MAX, "bytes")?;
+    if hello.version_min > hello.version_max {
+        let (low, high) = (hello.version_min, hello.version_max);
+        return Err(invalid("", format!("the client speaks no version: lowest {low}, highest {high}")));
+    }
+    Ok(())
+}
+
+/// Checks the answer to a hello: sizes that the client will allocate by, and a map that points nowhere.
+pub fn hello_reply(reply: &HelloReply) -> Result<(), Rejection> {
+    let (shards, cores) = (reply.shard_cores.len(), reply.core_ports.len());
+    if !(1..=SHARDS_MAX).contains(&reply.shards) || shards != reply.shards as usize {
+        return Err(invalid("", format_args!("the map names {} shards but places {shards}", reply.shards)));
+    }
+    if !(1..=CORES_MAX).contains(&cores) || reply.shard_cores.iter().any(|core| usize::from(*core) >= cores) {
+        return Err(invalid("", format_args!("the map places a shard on a core that is none of its {cores}")));
+    }
+    if !(1..=RING_VNODES_MAX).contains(&reply.ring_vnodes) {
+        return Err(invalid("", format_args!("a ring of {} virtual nodes per shard", reply.ring_vnodes)));
+    }
+    if reply.in_flight_max == 0 || reply.frame_body_bytes_max < HELLO_BODY_BYTES_MAX {
+        let (requests, bytes) = (reply.in_flight_max, reply.frame_body_bytes_max);
+        return Err(invalid("", format_args!("a server that takes {requests} requests of {bytes} bytes")));
+    }
+    Ok(())
+}
+
+/// Checks a write.
+pub fn command(command: &ArchivedCommand) -> Result<(), Rejection> {
+    if command.operations.is_empty() {
+        return Err(no_operations());
+    }
+    at_most("", "batch", command.operations.len(), BATCH_OPS_MAX, "operations")?;
+    command.operations.iter().enumerate().try_for_each(|(at, one)| operation(&Place(at), one))
+}
+
+fn operation(place: &Place, operation: &ArchivedOperation) -> Result<(), Rejection> {
+    match operation {
+        ArchivedOperation::Put { namespace, key, value, ttl_ms: _ } => {
+            name(place, namespace)?;
+            key_of(place, key)?;
+            at_most(place, "value", value.len(), VALUE_BYTES_MAX, "bytes")
+        }
+        ArchivedOperation::Delete { namespace, key } => {
+            name(place, namespace)?;
+            key_of(place, key)
+        }
+        ArchivedOperation::CompareAndSet { namespace, key, expected, value } => {
+            name(place, namespace)?;
+            key_of(place, key)?;
+            if let ArchivedExpected::Value(expected) = expected {
+                at_most(place, "expected value", expected.len(), VALUE_BYTES_MAX, "bytes")?;
+            }
+            value.as_ref().map_or(Ok(()), |value| at_most(place, "value", value.len(), VALUE_BYTES_MAX, "bytes"))
+        }
+        ArchivedOperation::PutGrain { grain } => grain_of(place, grain),
+        ArchivedOperation::DeleteGrain { namespace, id: _ } => name(place, namespace),
+    }
+}
+
+fn grain_of(place: &Place, grain: &ArchivedGrain) -> Result<(), Rejection> {
+    name(place, &grain.namespace)?;
+    filled(place, "subject", grain.subject.len(), SUBJECT_BYTES_MAX)?;
+    if let Some(text) = grain.text.as_ref() {
+        at_most(place, "text", text.len(), TEXT_BYTES_MAX, "bytes")?;
+    }
+    if let Some(values) = grain.vector.as_ref() {
+        vector(place, values)?;
+    }
+    at_most(place, "relations", grain.relations.len(), RELATIONS_MAX, "relations")?;
+    for relation in grain.relations.iter() {
+        filled(place, "predicate", relation.predicate.len(), SUBJECT_BYTES_MAX)?;
+        filled(place, "object", relation.object.len(), SUBJECT_BYTES_MAX)?;
+    }
+    tags(place, &grain.tags)?;
+    at_most(place, "payload", grain.payload.len(), PAYLOAD_BYTES_MAX, "bytes")
+}
+
+/// Checks a read of one plain value.
+pub fn get(request: &ArchivedGetRequest) -> Result<(), Rejection> {
+    name("", &request.namespace)?;
+    key_of("", &request.key)
+}
+
+/// Checks a read of one grain.
+pub fn get_grain(request: &ArchivedGetGrainRequest) -> Result<(), Rejection> {
+    name("", &request.namespace)
+}
+
+/// Checks a scan.
+pub fn scan(request: &ArchivedScanRequest) -> Result<(), Rejection> {
+    name("", &request.namespace)?;
+    at_most("", "start", request.start.len(), KEY_BYTES_MAX, "bytes")?;
+    at_most("", "end", request.end.len(), KEY_BYTES_MAX, "bytes")?;
+    at_most("", "prefix", request.prefix.len(), KEY_BYTES_MAX, "bytes")?;
+    at_most("", "limit", request.limit.to_native() as usize, SCAN_ITEMS_MAX as usize, "items")?;
+    if !request.end.is_empty() && request.start.as_slice() > request.end.as_slice() {
+        return Err(invalid(
+            "",
+            "start lies behind end, so the range is empty; start is the smaller key in both directions",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks a recall.
+pub fn recall(request: &ArchivedRecallRequest) -> Result<(), Rejection> {
+    name("", &request.namespace)?;
+    if request.text.is_none() && request.vector.is_none() && request.relation.is_none() {
+        return Err(invalid("", "the recall names nothing to look for; give a text, a vector or a relation"));
+    }
+    if let Some(text) = request.text.as_ref() {
+        at_most("", "text", text.len(), TEXT_BYTES_MAX, "bytes")?;
+        if text.trim().is_empty() {
+            return Err(invalid("", "the text has no words; leave it out to recall by vector or relation alone"));
+        }
+    }
+    if let Some(values) = request.vector.as_ref() {
+        vector("", values)?;
+    }
+    if let Some(pattern) = request.relation.as_ref() {
+        relation_pattern(pattern)?;
+    }
+    tags("", &request.tags)?;
+    at_most("", "subject", request.subject.len(), SUBJECT_BYTES_MAX, "bytes")?;
+    at_most("", "limit", request.limit.to_native() as usize, RECALL_HITS_MAX as usize, "hits")?;
+    at_most("", "candidates", request.candidates.to_native() as usize, RECALL_CANDIDATES_MAX as usize, "candidates")
+}
+
+fn relation_pattern(pattern: &ArchivedRelationPattern) -> Result<(), Rejection> {
+    let parts = [("subject", &pattern.subject), ("predicate", &pattern.predicate), ("object", &pattern.object)];
+    for (part, text) in parts {
+        at_most("", format_args!("relation's {part}"), text.len(), SUBJECT_BYTES_MAX, "bytes")?;
+    }
+    if parts.iter().all(|(_, text)| text.is_empty()) {
+        return Err(invalid("", "the relation pattern is empty; give at least one of subject, predicate and object"));
+    }
+    Ok(())
+}
+
+/// Finite, not longer than the limit, and of a length whose square f32 can hold, so that every similarity is a number.
+fn vector(place: impl fmt::Display, values: &[f32_le]) -> Result<(), Rejection> {
+    if values.is_empty() {
+        return Err(invalid(place, "the vector has no dimensions; leave it out instead"));
+    }
+    at_most(&place, "vector", values.len(), VECTOR_DIMENSIONS_MAX, "dimensions")?;
+    let mut square = 0.0_f64;
+    for (at, value) in values.iter().enumerate() {
+        let value = value.to_native();
+        if !value.is_finite() {
+            return Err(invalid(
+                place,
+                format_args!("vector[{at}] is {value}; every component must be a finite number"),
+            ));
+        }
+        square += f64::from(value) * f64::from(value);
+    }
+    let norm = square.sqrt();
+    if (VECTOR_NORM_MIN..=VECTOR_NORM_MAX).contains(&norm) {
+        return Ok(());
+    }
+    Err(invalid(
+        place,
+        format_args!(
+            "the vector's length is {norm:e}, so its cosine similarity is undefined or inexact; it must lie between \
+             {VECTOR_NORM_MIN:e} and {VECTOR_NORM_MAX:e} (leave a vector of zeros out)"
+        ),
+    ))
+}
+
+fn tags(place: impl fmt::Display, tags: &[rkyv::string::ArchivedString]) -> Result<(), Rejection> {
+    at_most(&place, "tags", tags.len(), TAGS_MAX, "tags")?;
+    tags.iter().try_for_each(|tag| filled(&place, "tag", tag.len(), TAG_BYTES_MAX))
+}
+
+fn name(place: impl fmt::Display, namespace: &str) -> Result<(), Rejection> {
+    filled(place, "namespace", namespace.len(), NAMESPACE_BYTES_MAX)
+}
+
+fn key_of(place: impl fmt::Display, key: &[u8]) -> Result<(), Rejection> {
+    filled(place, "key", key.len(), KEY_BYTES_MAX)
+}
+
+fn filled(place: impl fmt::Display, what: impl fmt::Display, length: usize, max: usize) -> Result<(), Rejection> {
+    if length == 0 {
+        return Err(invalid(place, format_args!("the {what} is empty; it has 1 to {max} bytes")));
+    }
+    at_most(place, what, length, max, "bytes")
+}
+
+fn at_most(
+    place: impl fmt::Display,
+    what: impl fmt::Display,
+    found: usize,
+    max: usize,
+    unit: &str,
+) -> Result<(), Rejection> {
+    if found <= max {
+        return Ok(());
+    }
+    Err(Rejection::new(ErrorCode::TooLarge, format!("{place}the {what} is {found} {unit}; at most {max} are allowed")))
+}
+
+fn invalid(place: impl fmt::Display, what: impl fmt::Display) -> Rejection {
+    Rejection::new(ErrorCode::InvalidArgument, format!("{place}{what}"))
+}
+
+fn no_operations() -> Rejection {
+    invalid("", "the command has no operations; give at least one")
+}
+
+/// Where in a command a complaint is.
+struct Place(usize);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "operation {}: ", self.0)
+    }
+}
+
+#[cfg(test)]
+#[path = "validate_tests.rs"]
+mod tests;
