@@ -240,6 +240,54 @@ impl From<Vec<u8>> for IoBuf {
     }
 }
 
+/// A buffer that an operation can own: it goes in as one type and comes back as the same.
+pub trait OwnedBuf: sealed::Sealed + 'static {
+    /// For the way in.
+    fn into_io(self) -> IoBuf;
+    /// For the way out.
+    fn from_io(buf: IoBuf) -> Self;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::AlignedBuf {}
+    impl Sealed for super::IoBuf {}
+    impl Sealed for Vec<u8> {}
+}
+
+impl OwnedBuf for AlignedBuf {
+    fn into_io(self) -> IoBuf {
+        IoBuf::Aligned(self)
+    }
+    fn from_io(buf: IoBuf) -> AlignedBuf {
+        match buf {
+            IoBuf::Aligned(buf) => buf,
+            IoBuf::Vec(_) => unreachable!("a driver hands back the buffer it was given"),
+        }
+    }
+}
+
+impl OwnedBuf for Vec<u8> {
+    fn into_io(self) -> IoBuf {
+        IoBuf::Vec(self)
+    }
+    fn from_io(buf: IoBuf) -> Vec<u8> {
+        match buf {
+            IoBuf::Vec(buf) => buf,
+            IoBuf::Aligned(_) => unreachable!("a driver hands back the buffer it was given"),
+        }
+    }
+}
+
+impl OwnedBuf for IoBuf {
+    fn into_io(self) -> IoBuf {
+        self
+    }
+    fn from_io(buf: IoBuf) -> IoBuf {
+        buf
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

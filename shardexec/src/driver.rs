@@ -12,7 +12,12 @@
 //!   [`Driver::poll`] only. The number of ops in flight is bounded by the executor's slab.
 //! - Reads, writes and transfers may be short; the layer above continues them.
 //! - Nothing else in the workspace reads a clock, a random source, a file or a socket.
-#![forbid(unsafe_code)]
+
+pub(crate) mod files;
+pub(crate) mod pool;
+pub mod posix;
+pub(crate) mod select;
+pub(crate) mod system;
 
 use std::any::Any;
 use std::ffi::OsString;
@@ -71,6 +76,21 @@ pub struct OpenFlags {
     pub dsync: bool,
     /// Permission bits of a created file, before the umask.
     pub mode: u32,
+}
+
+/// The inner error of an open that failed with [`io::ErrorKind::Unsupported`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the file system of {} has no direct I/O; write buffered and sync instead", path.display())]
+pub struct DirectUnsupported {
+    /// What was to be opened.
+    pub path: PathBuf,
+}
+
+impl DirectUnsupported {
+    /// Whether `error` is of this kind.
+    pub fn caused(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<DirectUnsupported>)
+    }
 }
 
 /// What direct I/O on a file needs, from STATX_DIOALIGN (4096 each where the kernel does not tell), in bytes.
@@ -302,7 +322,8 @@ pub enum Wait {
     Until(Option<Instant>),
 }
 
-/// Ends a parked [`Driver::poll`] from any thread. One that comes before the poll makes it return at once.
+/// Ends a parked [`Driver::poll`] from any thread. One that comes before the poll makes it return at once; only a poll that
+/// may wait uses it up, so that none is lost between a last look for work and the wait.
 pub trait Unpark: Send + Sync {
     /// Costs no system call while the core is awake.
     fn unpark(&self);

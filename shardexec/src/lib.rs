@@ -19,8 +19,22 @@
 
 pub mod buf;
 pub mod driver;
+pub mod executor;
+pub mod fs;
 pub mod mesh;
+pub mod net;
+mod offload;
+pub mod panic;
+pub mod random;
+pub mod sync;
 pub mod time;
+
+pub use executor::{
+    Class, Executor, ExecutorConfig, IoChoice, JoinError, JoinHandle, SpinPolicy, StartError, add_poller, core_id,
+    driver_name, executor_stats, slice_spent, spawn, unparker, yield_if_spent, yield_now,
+};
+pub use offload::{OffloadError, offload};
+pub use panic::{abort_on_panic, abort_on_panic_async};
 
 /// One core's executor, counted from 0 within the node. Not the number of the CPU that it may be pinned to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
