@@ -252,6 +252,7 @@ mod sealed {
     pub trait Sealed {}
     impl Sealed for super::AlignedBuf {}
     impl Sealed for super::IoBuf {}
+    impl Sealed for std::sync::Arc<super::AlignedBuf> {}
     impl Sealed for Vec<u8> {}
 }
 
@@ -262,7 +263,7 @@ impl OwnedBuf for AlignedBuf {
     fn from_io(buf: IoBuf) -> AlignedBuf {
         match buf {
             IoBuf::Aligned(buf) => buf,
-            IoBuf::Vec(_) => unreachable!("a driver hands back the buffer it was given"),
+            IoBuf::Vec(_) | IoBuf::Shared(_) => unreachable!("a driver hands back the buffer it was given"),
         }
     }
 }
@@ -274,7 +275,25 @@ impl OwnedBuf for Vec<u8> {
     fn from_io(buf: IoBuf) -> Vec<u8> {
         match buf {
             IoBuf::Vec(buf) => buf,
-            IoBuf::Aligned(_) => unreachable!("a driver hands back the buffer it was given"),
+            IoBuf::Aligned(_) | IoBuf::Shared(_) => unreachable!("a driver hands back the buffer it was given"),
+        }
+    }
+}
+
+/// A buffer that an operation may also fill.
+pub trait OwnedBufMut: OwnedBuf {}
+
+impl OwnedBufMut for AlignedBuf {}
+impl OwnedBufMut for Vec<u8> {}
+
+impl OwnedBuf for Arc<AlignedBuf> {
+    fn into_io(self) -> IoBuf {
+        IoBuf::Shared(self)
+    }
+    fn from_io(buf: IoBuf) -> Arc<AlignedBuf> {
+        match buf {
+            IoBuf::Shared(buf) => buf,
+            IoBuf::Aligned(_) | IoBuf::Vec(_) => unreachable!("a driver hands back the buffer it was given"),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::buf::{AlignedBuf, OwnedBuf};
+use crate::buf::{AlignedBuf, OwnedBuf, OwnedBufMut};
 pub use crate::driver::{DirEntry, DirectAlignment, DirectUnsupported, FileKind, FileSystem, Metadata};
 use crate::driver::{Op, OpOutput, OpenFlags};
 use crate::executor::ops::{Handle, OpFuture, OpResult};
@@ -126,7 +126,7 @@ impl File {
     }
 
     /// Fills `buf[..len]` from `offset`; fewer bytes only at the end of the file.
-    pub async fn read_at<B: OwnedBuf>(&self, buf: B, offset: u64) -> (io::Result<usize>, B) {
+    pub async fn read_at<B: OwnedBufMut>(&self, buf: B, offset: u64) -> (io::Result<usize>, B) {
         let mut buf = buf.into_io();
         let mut done = 0;
         let file = self.handle.raw();

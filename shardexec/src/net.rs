@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use crate::buf::OwnedBuf;
+use crate::buf::{OwnedBuf, OwnedBufMut};
 pub use crate::driver::{ListenOptions, ShutdownHow};
 use crate::driver::{Op, OpOutput};
 use crate::executor::ops::{Handle, OpFuture, OpResult, OpStream};
@@ -96,7 +96,7 @@ impl TcpStream {
     ///
     /// # Panics
     /// When `buf` has no spare capacity: the result would look like the end of the stream.
-    pub async fn recv<B: OwnedBuf>(&self, buf: B) -> (io::Result<usize>, B) {
+    pub async fn recv<B: OwnedBufMut>(&self, buf: B) -> (io::Result<usize>, B) {
         let mut buf = buf.into_io();
         assert!(
             buf.capacity() > buf.len(),

@@ -274,6 +274,7 @@ fn recv(fd: &OwnedFd, buf: &mut IoBuf) -> rustix::io::Result<usize> {
             buf.set_len(before + received.map_or(0, |(count, _)| count));
             Ok(received?.0)
         }
+        IoBuf::Shared(_) => unreachable!("only a buffer of one's own can be filled"),
     }
 }
 
