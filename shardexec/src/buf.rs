@@ -8,6 +8,7 @@
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -91,6 +92,24 @@ impl AlignedBuf {
     /// Forgets the content, keeps the memory.
     pub fn clear(&mut self) {
         self.len = 0;
+    }
+
+    /// The bytes between the length and the capacity: whoever fills them says so by [`AlignedBuf::assume_init_up_to`].
+    pub fn spare_capacity_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        // SAFETY: `len..capacity` lies within the allocation; with capacity 0 the pointer is dangling and the length 0.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(self.len).cast(), self.capacity - self.len) }
+    }
+
+    /// Grows the length without touching the bytes.
+    ///
+    /// # Safety
+    /// Bytes up to `len` have been written.
+    ///
+    /// # Panics
+    /// When `len` is below the length or above the capacity.
+    pub unsafe fn assume_init_up_to(&mut self, len: usize) {
+        assert!(self.len <= len && len <= self.capacity, "{len} is not within {}..={}", self.len, self.capacity);
+        self.len = len;
     }
 
     /// Makes room for `additional` more bytes; grows at least twofold.
@@ -198,6 +217,36 @@ impl IoBuf {
         match self {
             IoBuf::Aligned(buf) => buf,
             IoBuf::Vec(buf) => buf,
+            IoBuf::Shared(_) => panic!("a shared buffer is read-only"),
+        }
+    }
+
+    /// The bytes between the length and the capacity.
+    ///
+    /// # Panics
+    /// When the buffer is shared: such a buffer serves writes only.
+    pub fn spare_capacity_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        match self {
+            IoBuf::Aligned(buf) => buf.spare_capacity_mut(),
+            IoBuf::Vec(buf) => buf.spare_capacity_mut(),
+            IoBuf::Shared(_) => panic!("a shared buffer is read-only"),
+        }
+    }
+
+    /// Grows the length without touching the bytes.
+    ///
+    /// # Safety
+    /// Bytes up to `len` have been written.
+    ///
+    /// # Panics
+    /// When `len` is above the capacity, or the buffer is shared.
+    pub unsafe fn assume_init_up_to(&mut self, len: usize) {
+        assert!(len <= self.capacity(), "length {len} exceeds capacity {}", self.capacity());
+        match self {
+            // SAFETY: the caller has written the bytes.
+            IoBuf::Aligned(buf) => unsafe { buf.assume_init_up_to(len) },
+            // SAFETY: as above, and `len` is within the capacity.
+            IoBuf::Vec(buf) => unsafe { buf.set_len(len) },
             IoBuf::Shared(_) => panic!("a shared buffer is read-only"),
         }
     }

@@ -67,13 +67,8 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// `IoChoice::Uring` on a machine where it cannot be had.
-    #[error("io_uring is not available: {reason}; {cure}, or start with `--io posix`")]
-    UringUnavailable {
-        /// What was missing.
-        reason: String,
-        /// What to change on the machine.
-        cure: &'static str,
-    },
+    #[error("io_uring is not available: {0}; {cure}, or start with `--io posix`", cure = .0.cure())]
+    UringUnavailable(crate::uring::Refusal),
     /// The driver could not get its descriptors.
     #[error("cannot start the {driver} driver: {source}; check the limit on open files (`ulimit -n`)")]
     Driver {

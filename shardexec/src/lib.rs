@@ -28,6 +28,7 @@ pub mod panic;
 pub mod random;
 pub mod sync;
 pub mod time;
+pub mod uring;
 
 pub use executor::{
     Class, Executor, ExecutorConfig, IoChoice, JoinError, JoinHandle, SpinPolicy, StartError, add_poller, core_id,

@@ -5,6 +5,7 @@ use super::Driver;
 use super::posix::PosixDriver;
 use crate::CoreId;
 use crate::executor::{ExecutorConfig, IoChoice, StartError};
+use crate::uring::{Refusal, UringDriver};
 
 /// Starts the driver that the configuration names, or the best one that this machine allows.
 pub(crate) fn start(config: &ExecutorConfig) -> Result<Box<dyn Driver>, StartError> {
@@ -14,9 +15,13 @@ pub(crate) fn start(config: &ExecutorConfig) -> Result<Box<dyn Driver>, StartErr
         IoChoice::Auto => match start_uring(config) {
             Ok(driver) => Ok(driver),
             Err(error) => {
-                // One line per node, not one per core.
-                if config.core == CoreId(0) {
-                    eprintln!("gristmill: slower I/O: falling back to epoll and threads. {error} to silence this line");
+                // One line per node, not one per core, unless the first cores took what the others lack.
+                let for_want_of_more = matches!(error, StartError::UringUnavailable(Refusal::Resources { .. }));
+                if config.core == CoreId(0) || for_want_of_more {
+                    eprintln!(
+                        "gristmill: slower I/O on {}: falling back to epoll and threads. {error} to silence this line",
+                        config.core
+                    );
                 }
                 start_posix(config)
             }
@@ -31,10 +36,9 @@ fn start_posix(config: &ExecutorConfig) -> Result<Box<dyn Driver>, StartError> {
     }
 }
 
-/// Probes io_uring and starts it, or says what is missing.
-fn start_uring(_config: &ExecutorConfig) -> Result<Box<dyn Driver>, StartError> {
-    Err(StartError::UringUnavailable {
-        reason: "this build has no io_uring driver".to_owned(),
-        cure: "use a build that has one",
-    })
+fn start_uring(config: &ExecutorConfig) -> Result<Box<dyn Driver>, StartError> {
+    match UringDriver::start(config.op_slots, config.file_threads, config.offload_threads) {
+        Ok(driver) => Ok(Box::new(driver)),
+        Err(refusal) => Err(StartError::UringUnavailable(refusal)),
+    }
 }
