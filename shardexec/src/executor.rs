@@ -4,7 +4,7 @@
 //!   block_on ─► pick a task (class with work and budget) ─► poll it (panics caught, time charged, stalls noted)
 //!                 ▲                                              │
 //!                 │   due timers, wake-ups from other threads ◄──┘  after every poll
-//!                 │   driver completions, pollers                   every 50 µs while busy, always when idle
+//!                 │   driver completions, sources                   every 50 µs while busy, always when idle
 //!                 └── nothing runnable: spin within the budget, then park in the driver until the next deadline
 //! ```
 //!
@@ -159,11 +159,12 @@ impl Executor {
         let core = &self.core;
         let entered = Entered::enter(core);
         assert!(!entered.is_nested(), "run_for within a task");
+        core.withdraw_park();
         core.look_for_work();
         for _ in 0..polls_max {
             let Next::Task(id, _) = core.next() else {
                 core.look_for_work();
-                if core.has_runnable() {
+                if core.has_runnable() || !core.announce_park() {
                     continue;
                 }
                 return Pause::Idle(core.park_deadline());
@@ -207,10 +208,13 @@ fn wait_for_work(core: &Core) {
     if core.has_runnable() || spin(core) {
         return;
     }
-    core.parks.set(core.parks.get() + 1);
-    core.poll_driver(Wait::Until(core.park_deadline()));
-    core.drain_injected();
-    core.run_pollers();
+    if core.announce_park() {
+        core.parks.set(core.parks.get() + 1);
+        core.poll_driver(Wait::Until(core.park_deadline()));
+        core.withdraw_park();
+        core.drain_injected();
+    }
+    core.poll_sources();
 }
 
 /// True when work turned up.
@@ -221,7 +225,7 @@ fn spin(core: &Core) -> bool {
     while looked - began < budget {
         for _ in 0..SPIN_CHECKS {
             std::hint::spin_loop();
-            core.run_pollers();
+            core.poll_sources();
             if core.shared.has_injected() || core.has_runnable() {
                 break;
             }
@@ -312,16 +316,6 @@ pub fn executor_stats() -> ExecutorStats {
 /// Outside an executor.
 pub fn unparker() -> Arc<dyn Unpark> {
     state::with_current(|core| core.shared.unpark_handle())
-}
-
-/// Has the current executor call `poller` whenever it looks for work: after every few task polls, and continuously while it
-/// spins. For queues filled by other cores, which a spinning core thus sees without any system call. The poller wakes tasks;
-/// whoever fills the queue calls [`unparker`] so that a parked core looks too. It stays until the executor ends.
-///
-/// # Panics
-/// Outside an executor.
-pub fn add_poller(poller: impl Fn() + 'static) {
-    state::with_current(|core| core.add_poller(Rc::new(poller)));
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -23,8 +23,21 @@ use crate::time::Instant;
 /// While tasks keep the core busy, the driver is polled this often.
 const IO_POLL_INTERVAL: Duration = Duration::from_micros(50);
 
-/// While tasks keep the core busy, pollers run once in this many task polls.
-const POLLER_STRIDE: u32 = 8;
+/// While tasks keep the core busy, sources are polled once in this many task polls.
+const SOURCE_STRIDE: u32 = 8;
+
+/// Something beside the driver that brings work to this core: queues that other cores fill.
+///
+/// A spinning core polls its sources continuously and thus sees what came without any system call. Before it parks it announces
+/// that; whoever then fills a queue has to unpark it (see [`Bell`](crate::mesh::bell::Bell)).
+pub(crate) trait Source {
+    /// Wakes the tasks that can go on.
+    fn poll(&self);
+    /// Makes fillers unpark this core from now on. False: there is already something for [`Source::poll`] to do.
+    fn announce_park(&self) -> bool;
+    /// The core is awake again.
+    fn withdraw_park(&self);
+}
 
 thread_local! {
     /// The executor that is polling on this thread right now.
@@ -99,8 +112,8 @@ pub(crate) struct Core {
     pub ops: RefCell<Ops>,
     pub op_permits: Semaphore,
     pub spinner: RefCell<Spinner>,
-    pollers: RefCell<Vec<Rc<dyn Fn()>>>,
-    polls_since_pollers: Cell<u32>,
+    sources: RefCell<Vec<Weak<dyn Source>>>,
+    polls_since_sources: Cell<u32>,
     completions: RefCell<Vec<Completion>>,
     /// The last reading of the budget clock.
     now: Cell<Instant>,
@@ -131,8 +144,8 @@ impl Core {
             ops: RefCell::default(),
             op_permits: Semaphore::new(config.op_slots),
             spinner: RefCell::new(Spinner::new(config.spin)),
-            pollers: RefCell::default(),
-            polls_since_pollers: Cell::new(0),
+            sources: RefCell::default(),
+            polls_since_sources: Cell::new(0),
             completions: RefCell::default(),
             now: Cell::new(now),
             io_polled_at: Cell::new(now),
@@ -181,8 +194,9 @@ impl Core {
         self.tasks.borrow_mut().abort(id);
     }
 
-    pub fn add_poller(&self, poller: Rc<dyn Fn()>) {
-        self.pollers.borrow_mut().push(poller);
+    /// Polls `source` from now on, until its last owner drops it.
+    pub fn add_source(&self, source: Weak<dyn Source>) {
+        self.sources.borrow_mut().push(source);
     }
 
     /// Whether the running poll has used up the slice of its class.
@@ -289,7 +303,7 @@ impl Core {
         now
     }
 
-    /// Between two task polls: due timers always, wake-ups from other threads always, I/O and pollers every so often.
+    /// Between two task polls: due timers always, wake-ups from other threads always, I/O and sources every so often.
     pub(super) fn between_polls(&self) {
         let now = self.now.get();
         if now >= self.next_deadline.get() {
@@ -298,10 +312,10 @@ impl Core {
         if self.shared.has_injected() {
             self.drain_injected();
         }
-        let polls = self.polls_since_pollers.get() + 1;
-        self.polls_since_pollers.set(polls);
-        if polls >= POLLER_STRIDE {
-            self.run_pollers();
+        let polls = self.polls_since_sources.get() + 1;
+        self.polls_since_sources.set(polls);
+        if polls >= SOURCE_STRIDE {
+            self.poll_sources();
         }
         if now - self.io_polled_at.get() >= IO_POLL_INTERVAL {
             self.poll_driver(Wait::NoWait);
@@ -311,17 +325,38 @@ impl Core {
     /// Looks everywhere for work without waiting. Afterwards the clock reading is fresh.
     pub(super) fn look_for_work(&self) {
         self.drain_injected();
-        self.run_pollers();
+        self.poll_sources();
         self.poll_driver(Wait::NoWait);
     }
 
-    pub(super) fn run_pollers(&self) {
-        self.polls_since_pollers.set(0);
-        let count = self.pollers.borrow().len();
+    pub(super) fn poll_sources(&self) {
+        self.polls_since_sources.set(0);
+        self.for_each_source(|source| source.poll());
+    }
+
+    /// Tells the sources that this core is about to park. False: one of them has work.
+    pub(super) fn announce_park(&self) -> bool {
+        self.sources.borrow_mut().retain(|source| source.strong_count() > 0);
+        let mut idle = true;
+        self.for_each_source(|source| idle &= source.announce_park());
+        if !idle {
+            self.withdraw_park();
+        }
+        idle
+    }
+
+    pub(super) fn withdraw_park(&self) {
+        self.for_each_source(|source| source.withdraw_park());
+    }
+
+    fn for_each_source(&self, mut visit: impl FnMut(&dyn Source)) {
+        let count = self.sources.borrow().len();
         for at in 0..count {
-            // Cloned so that a poller may add another one.
-            let poller = Rc::clone(&self.pollers.borrow()[at]);
-            poller();
+            // Not borrowed during the visit, so that it may add another source.
+            let source = self.sources.borrow()[at].upgrade();
+            if let Some(source) = source {
+                visit(&*source);
+            }
         }
     }
 
@@ -378,7 +413,7 @@ impl Core {
             self.tasks.borrow_mut().remove(id);
             self.end_task(taken.body, Some(JoinError::Aborted));
         }
-        self.pollers.take();
+        self.sources.take();
         self.shut_down.set(true);
         for key in self.ops.borrow().unfinished() {
             self.driver.borrow_mut().cancel(key);

@@ -192,7 +192,7 @@ fn two_senders_pay_for_one_wake_up_only() {
                 }
             })
         };
-        let _ = (first.credits(), second.credits());
+        let _ = (first.credits(1), second.credits(1));
         let senders = [send(first), send(second)];
         if first_end.is_empty() && second_end.is_empty() {
             sleep.sleep();
@@ -235,7 +235,7 @@ fn a_sender_out_of_credit_is_woken_for_every_credit() {
                 message = back;
                 producer.set_credit_wanted(true);
                 bell.announce();
-                if producer.credits() == 0 {
+                if producer.credits(1) == 0 {
                     sleep.sleep();
                 }
                 bell.withdraw();

@@ -106,16 +106,14 @@ impl<T> Producer<T> {
         self.shared.slots.len()
     }
 
-    /// Messages that can be pushed now without overrunning the consumer. Looks at the consumer's index only when the cached
-    /// view is used up, so the true number may be higher unless this returns 0.
+    /// Messages that can be pushed now without overrunning the consumer. Looks at the consumer's index only when fewer than
+    /// `wanted` are known of, so there may be more when the answer is `wanted` or above.
     #[inline]
-    pub fn credits(&mut self) -> usize {
-        let known = self.credits_known();
-        if known > 0 {
-            return known;
+    pub fn credits(&mut self, wanted: usize) -> usize {
+        if self.credits_known() < wanted {
+            // Acquire: the consumer's reads of the slots happen before our writes to them.
+            self.head_cached = self.shared.head.0.load(Ordering::Acquire);
         }
-        // Acquire: the consumer's reads of the slots happen before our writes to them.
-        self.head_cached = self.shared.head.0.load(Ordering::Acquire);
         self.credits_known()
     }
 
@@ -129,7 +127,7 @@ impl<T> Producer<T> {
     /// Appends one message and publishes it, or hands it back when there is no credit.
     #[inline]
     pub fn push(&mut self, message: T) -> Result<(), T> {
-        if self.credits() == 0 {
+        if self.credits(1) == 0 {
             return Err(message);
         }
         self.write(self.tail, message);
@@ -142,7 +140,7 @@ impl<T> Producer<T> {
         let start = self.tail;
         let mut tail = start;
         'batch: loop {
-            let credits = self.credits();
+            let credits = self.credits(1);
             for _ in 0..credits {
                 let Some(message) = messages.next() else { break 'batch };
                 self.write(tail, message);
