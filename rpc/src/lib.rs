@@ -8,6 +8,7 @@ pub mod error;
 pub mod frame;
 pub mod ids;
 pub mod limits;
+pub mod message;
 pub mod protocol;
 pub mod ring;
 pub mod schema;

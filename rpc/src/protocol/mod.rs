@@ -13,10 +13,12 @@
 //! Nothing here reads a clock, a socket or a random number: time comes in as numbers, bytes as slices. So the blocking
 //! client, the tokio client, the server and the simulator run the very same code.
 
+mod connection;
 mod decoder;
 mod encoder;
 mod server;
 
+pub use connection::{Call, Connection, ConnectionError, Event, ServerError, SubmitError};
 pub use decoder::{Decoded, Frame, FrameDecoder};
 pub use encoder::FrameEncoder;
 pub use server::{Accepted, Request, ServerConnection, ServerOffer};
