@@ -3,7 +3,11 @@
 //! A client archives a [`schema::Command`] once; [`frame::FrameHeader`] goes in front; PROTOCOL.md is the specification.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "blocking")]
+pub mod blocking;
 pub mod body;
+#[cfg(any(feature = "blocking", feature = "tokio"))]
+pub mod client;
 pub mod error;
 pub mod frame;
 pub mod ids;
@@ -12,4 +16,6 @@ pub mod message;
 pub mod protocol;
 pub mod ring;
 pub mod schema;
+#[cfg(all(test, any(feature = "blocking", feature = "tokio")))]
+mod testing;
 pub mod validate;

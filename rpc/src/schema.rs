@@ -73,6 +73,24 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// Stores a value for ever.
+    pub fn put(namespace: &str, key: &[u8], value: &[u8]) -> Operation {
+        Operation::Put { namespace: namespace.to_owned(), key: key.to_vec(), value: value.to_vec(), ttl_ms: 0 }
+    }
+
+    /// Removes a value.
+    pub fn delete(namespace: &str, key: &[u8]) -> Operation {
+        Operation::Delete { namespace: namespace.to_owned(), key: key.to_vec() }
+    }
+
+    /// Stores or removes a value if the key is as expected.
+    pub fn compare_and_set(namespace: &str, key: &[u8], expected: Expected, value: Option<&[u8]>) -> Operation {
+        let (namespace, key) = (namespace.to_owned(), key.to_vec());
+        Operation::CompareAndSet { namespace, key, expected, value: value.map(<[u8]>::to_vec) }
+    }
+}
+
 /// The precondition of a compare-and-set.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[rkyv(derive(Debug))]

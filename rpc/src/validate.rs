@@ -55,6 +55,11 @@ pub fn request<'a>(header: &FrameHeader, body: &'a Body) -> Result<RequestRef<'a
             format!("command schema {} is not supported; this server takes {COMMAND_SCHEMA}", header.schema),
         ));
     }
+    message_body(message, body)
+}
+
+/// Checks the body of a request of a known type. For bytes that carry no frame header: what a client has just archived.
+pub fn message_body(message: MessageType, body: &Body) -> Result<RequestRef<'_>, Rejection> {
     match message {
         MessageType::Write => checked(body, command).map(RequestRef::Write),
         MessageType::Get => checked(body, get).map(RequestRef::Get),
@@ -109,14 +114,7 @@ impl RequestRef<'_> {
     /// The operations of one command must share a shard, otherwise `CrossShard`. A shard that the client named
     /// (`header.shard`) must be that one, otherwise `WrongShard`.
     pub fn shard(&self, header: &FrameHeader, ring: &Ring) -> Result<Option<ShardId>, Rejection> {
-        let owner = match self {
-            RequestRef::Status(_) => return Ok(None),
-            RequestRef::Write(command) => command_shard(command, ring)?,
-            RequestRef::Get(get) => owner(ring, get.namespace.as_str()),
-            RequestRef::GetGrain(get) => owner(ring, get.namespace.as_str()),
-            RequestRef::Scan(scan) => owner(ring, scan.namespace.as_str()),
-            RequestRef::Recall(recall) => owner(ring, recall.namespace.as_str()),
-        };
+        let Some(owner) = self.owner(ring)? else { return Ok(None) };
         if header.shard != ShardId::ANY && header.shard != owner {
             return Err(Rejection::new(
                 ErrorCode::WrongShard,
@@ -127,6 +125,19 @@ impl RequestRef<'_> {
             ));
         }
         Ok(Some(owner))
+    }
+
+    /// The shard that serves this request, whatever its header says; `None` where any core does (status).
+    pub fn owner(&self, ring: &Ring) -> Result<Option<ShardId>, Rejection> {
+        let namespace = match self {
+            RequestRef::Status(_) => return Ok(None),
+            RequestRef::Write(command) => return command_shard(command, ring).map(Some),
+            RequestRef::Get(get) => &get.namespace,
+            RequestRef::GetGrain(get) => &get.namespace,
+            RequestRef::Scan(scan) => &scan.namespace,
+            RequestRef::Recall(recall) => &recall.namespace,
+        };
+        Ok(Some(owner(ring, namespace.as_str())))
     }
 }
 

@@ -41,12 +41,12 @@ impl Pair {
 
     fn greeted() -> Pair {
         let mut pair = Pair::new();
-        assert_eq!(pair.to_server(), []);
-        assert_eq!(pair.to_client(), [Event::Ready]);
+        assert_eq!(pair.carry_up(), []);
+        assert_eq!(pair.carry_down(), [Event::Ready]);
         pair
     }
 
-    fn to_server(&mut self) -> Vec<Request> {
+    fn carry_up(&mut self) -> Vec<Request> {
         let bytes = self.client.output().to_vec();
         self.client.advance_output(bytes.len());
         let (mut input, mut requests) = (&bytes[..], Vec::new());
@@ -56,7 +56,7 @@ impl Pair {
         requests
     }
 
-    fn to_client(&mut self) -> Vec<Event> {
+    fn carry_down(&mut self) -> Vec<Event> {
         let bytes = self.server.take_output(Vec::new());
         let (mut input, mut events) = (&bytes[..], Vec::new());
         while let Some(event) = self.client.receive(&mut input).expect("valid frames") {
@@ -75,8 +75,8 @@ impl Pair {
 fn nothing_is_sent_before_the_hello_is_answered() {
     let mut pair = Pair::new();
     assert_eq!(pair.client.submit(&call(1), None, 0), Err(SubmitError::NotReady));
-    pair.to_server();
-    assert_eq!(pair.to_client(), [Event::Ready]);
+    pair.carry_up();
+    assert_eq!(pair.carry_down(), [Event::Ready]);
     assert_eq!(pair.client.hello(), Some(&hello_reply()));
     assert!(pair.client.submit(&call(1), None, 0).is_ok());
 }
@@ -85,25 +85,25 @@ fn nothing_is_sent_before_the_hello_is_answered() {
 fn the_header_carries_what_the_call_says() {
     let mut pair = Pair::greeted();
     let correlation = pair.client.submit(&call(9), Some(50), 1234).expect("room");
-    let requests = pair.to_server();
+    let requests = pair.carry_up();
     let header = requests[0].header;
     assert_eq!((header.correlation, header.shard, header.deadline_ms), (correlation, ShardId(1), 1234));
     assert_eq!((header.session, header.sequence, header.schema), (SessionId(5), 9, 0));
     assert_eq!(requests[0].body, call(9).body);
     let write = Call { message: MessageType::Write, ..call(9) };
     pair.client.submit(&write, None, 0).expect("room");
-    assert_eq!(pair.to_server()[0].header.schema, COMMAND_SCHEMA);
+    assert_eq!(pair.carry_up()[0].header.schema, COMMAND_SCHEMA);
 }
 
 #[test]
 fn replies_find_their_requests_in_any_order() {
     let mut pair = Pair::greeted();
     let sent: Vec<u64> = (0..3).map(|key| pair.client.submit(&call(key), None, 0).expect("room")).collect();
-    let requests = pair.to_server();
+    let requests = pair.carry_up();
     pair.answer(&requests[2]);
     pair.server.reject(requests[0].accepted, &Rejection::new(ErrorCode::Recovering, "soon").retry_after_ms(20));
     pair.answer(&requests[1]);
-    let events = pair.to_client();
+    let events = pair.carry_down();
     let order: Vec<u64> = events
         .iter()
         .map(|event| match event {
@@ -125,11 +125,11 @@ fn the_servers_offer_bounds_what_is_in_flight() {
     }
     let bytes = 3 * call(0).body.len() as u64;
     assert_eq!(pair.client.submit(&call(3), None, 0), Err(SubmitError::Full { requests: 3, bytes }));
-    let requests = pair.to_server();
+    let requests = pair.carry_up();
     pair.client.forget(2);
     assert!(pair.client.submit(&call(3), None, 0).is_err(), "the server still works on what was given up");
     pair.answer(&requests[0]);
-    assert_eq!(pair.to_client(), [], "nobody waits for it");
+    assert_eq!(pair.carry_down(), [], "nobody waits for it");
     assert!(pair.client.submit(&call(3), None, 0).is_ok());
     let large = Call { body: Body::copy_from(&vec![0; (1 << 20) + 1]), ..call(0) };
     let refused = SubmitError::TooLarge { length: (1 << 20) + 1, limit: 1 << 20 };
@@ -142,9 +142,9 @@ fn deadlines_expire_in_order_and_only_once() {
     let late = pair.client.submit(&call(0), Some(30), 0).expect("room");
     let soon = pair.client.submit(&call(1), Some(10), 0).expect("room");
     let answered = pair.client.submit(&call(2), Some(20), 0).expect("room");
-    let requests = pair.to_server();
+    let requests = pair.carry_up();
     pair.answer(&requests[2]);
-    assert_eq!(pair.to_client().len(), 1);
+    assert_eq!(pair.carry_down().len(), 1);
     assert_eq!(pair.client.next_deadline(), Some(10));
     assert_eq!(pair.client.expire(9), None);
     assert_eq!(pair.client.expire(100), Some(soon));
@@ -152,7 +152,7 @@ fn deadlines_expire_in_order_and_only_once() {
     assert_eq!((pair.client.expire(100), pair.client.next_deadline()), (None, None));
     pair.answer(&requests[0]);
     pair.answer(&requests[1]);
-    assert_eq!(pair.to_client(), [], "too late");
+    assert_eq!(pair.carry_down(), [], "too late");
     assert_eq!(pair.client.in_flight(), 0);
 }
 
@@ -214,7 +214,7 @@ fn what_answers_nothing_is_final() {
 fn damage_and_notices_are_final() {
     let mut pair = Pair::greeted();
     pair.client.submit(&call(0), None, 0).expect("room");
-    let requests = pair.to_server();
+    let requests = pair.carry_up();
     pair.answer(&requests[0]);
     let mut bytes = pair.server.take_output(Vec::new());
     *bytes.last_mut().expect("bytes") ^= 1;

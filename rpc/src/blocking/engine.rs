@@ -1,0 +1,380 @@
+//! Tickets, links and retries of the blocking client: what happens between `submit` and `wait`.
+//!
+//! ```text
+//!   submit ─▶ queue (due at once) ─▶ link ─▶ in flight ─▶ done ─▶ wait
+//!                  ▲                                │ retriable, time left
+//!                  └──────── after a pause ─────────┘
+//! ```
+//!
+//! Invariants: a ticket is in exactly one of queue, a link, done; a call is sent with the same session and sequence
+//! each time; nothing waits beyond its deadline. Time is milliseconds since the client was made.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::link::{Answer, Link, wait};
+use crate::body::Body;
+use crate::client::{
+    ClientError, ClientOptions, DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER, Jitter, RouteMap, Session, random_u64,
+};
+use crate::error::{ErrorCode, Rejection};
+use crate::ids::{SessionId, ShardId};
+use crate::protocol::{Call, SubmitError};
+
+/// Output that waits for the next `wait` or `flush` before `submit` sends it by itself, in bytes.
+const FLUSH_BYTES: usize = 32 << 10;
+
+/// The given address, or a core's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    Given,
+    Core(u16),
+}
+
+#[derive(Debug)]
+struct Entry {
+    call: Call,
+    deadline: u64,
+    attempts: u32,
+    last: Option<ClientError>,
+    answer: Option<Result<Body, ClientError>>,
+    /// Dies with the caller's ticket; an answer that nobody can fetch is dropped.
+    alive: Weak<()>,
+}
+
+#[derive(Debug)]
+pub(super) struct Engine {
+    options: ClientOptions,
+    addresses: Vec<SocketAddr>,
+    map: RouteMap,
+    links: BTreeMap<Target, Link>,
+    /// Until when a core's own port is not tried again.
+    down: BTreeMap<Target, u64>,
+    entries: BTreeMap<u64, Entry>,
+    queue: BTreeSet<(u64, u64)>,
+    pending: usize,
+    next_ticket: u64,
+    session: Session,
+    jitter: Jitter,
+    epoch: Instant,
+}
+
+impl Engine {
+    pub(super) fn connect(addresses: Vec<SocketAddr>, options: ClientOptions) -> Result<Engine, ClientError> {
+        let link = open_any(&addresses, options.connect_timeout, &options)?;
+        let random = random_u64();
+        Ok(Engine {
+            map: RouteMap::new(link.hello()),
+            links: BTreeMap::from([(Target::Given, link)]),
+            options,
+            addresses,
+            down: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            queue: BTreeSet::new(),
+            pending: 0,
+            next_ticket: 1,
+            session: Session::new(random),
+            jitter: Jitter::new(random.rotate_left(32)),
+            epoch: Instant::now(),
+        })
+    }
+
+    pub(super) fn map(&self) -> &RouteMap {
+        &self.map
+    }
+
+    pub(super) fn session(&self) -> SessionId {
+        self.session.id()
+    }
+
+    /// Takes a sequence for a new write; waits while the session's window is full.
+    pub(super) fn begin_write(&mut self) -> u64 {
+        loop {
+            if let Some(sequence) = self.session.begin() {
+                return sequence;
+            }
+            self.turn(None);
+        }
+    }
+
+    /// Notes that a write of before is sent once more.
+    pub(super) fn reopen_write(&mut self, sequence: u64) {
+        self.session.reopen(sequence);
+    }
+
+    /// Takes on a call; waits while as many are pending as may be in flight.
+    pub(super) fn submit(&mut self, call: Call) -> (u64, Arc<()>) {
+        while self.pending >= self.options.in_flight_max.max(1) as usize {
+            self.turn(None);
+        }
+        let (ticket, alive, now) = (self.next_ticket, Arc::new(()), self.now());
+        self.next_ticket += 1;
+        let deadline = now.saturating_add(millis(self.options.request_timeout));
+        let entry = Entry { call, deadline, attempts: 0, last: None, answer: None, alive: Arc::downgrade(&alive) };
+        self.entries.insert(ticket, entry);
+        self.pending += 1;
+        self.queue.insert((now, ticket));
+        self.send_due();
+        if self.links.values().map(Link::output_bytes).sum::<usize>() >= FLUSH_BYTES {
+            self.pump();
+        }
+        (ticket, alive)
+    }
+
+    /// Waits for a ticket's answer.
+    pub(super) fn wait(&mut self, ticket: u64) -> Result<Body, ClientError> {
+        loop {
+            let entry = self.entries.get_mut(&ticket).ok_or(ClientError::UnknownTicket)?;
+            if let Some(answer) = entry.answer.take() {
+                self.entries.remove(&ticket);
+                return answer;
+            }
+            self.turn(Some(ticket));
+        }
+    }
+
+    /// Sends and receives what goes without waiting for the network; a link that must be opened first is waited for.
+    pub(super) fn flush(&mut self) {
+        self.send_due();
+        self.pump();
+    }
+
+    /// One round: send what is due, move bytes, settle what came in, and wait if nothing moved.
+    fn turn(&mut self, ticket: Option<u64>) {
+        self.send_due();
+        let moved = self.pump();
+        self.expire();
+        let answered = ticket.is_some_and(|ticket| self.entries.get(&ticket).is_none_or(|e| e.answer.is_some()));
+        if moved || answered {
+            return;
+        }
+        let now = self.now();
+        let due = self.queue.iter().map(|(due, _)| *due).find(|due| *due > now);
+        let queued = self.queue.iter().map(|(_, ticket)| self.entries[ticket].deadline).min();
+        let in_flight = self.links.values().filter_map(Link::next_deadline).min();
+        let wake = [due, queued, in_flight].into_iter().flatten().min();
+        let mut timeout = wake.map_or(Duration::from_secs(1), |wake| Duration::from_millis(wake.saturating_sub(now)));
+        if let Some(at) = self.links.values().filter_map(Link::gives_up_at).min() {
+            timeout = timeout.min(at.saturating_duration_since(Instant::now()));
+        }
+        let mut sockets: Vec<_> = self.links.values().map(Link::poll_fd).collect();
+        wait(&mut sockets, timeout);
+    }
+
+    /// Moves bytes on all links; gives up those that broke. `true` if anything moved.
+    fn pump(&mut self) -> bool {
+        let (mut answers, mut moved, mut broken) = (Vec::new(), false, Vec::new());
+        for (target, link) in &mut self.links {
+            match link.pump(&mut answers) {
+                Ok(progress) => moved |= progress,
+                Err(error) => broken.push((*target, error)),
+            }
+        }
+        moved |= !broken.is_empty();
+        self.settle(answers);
+        for (target, error) in broken {
+            self.drop_link(target, &error);
+        }
+        moved
+    }
+
+    fn settle(&mut self, answers: Vec<Answer>) {
+        for (ticket, result) in answers {
+            match result {
+                Ok(body) => self.finish(ticket, Ok(body)),
+                Err(error) => self.fail(ticket, ClientError::Server(error)),
+            }
+        }
+    }
+
+    fn drop_link(&mut self, target: Target, error: &ClientError) {
+        let link = self.links.remove(&target).expect("it has just failed");
+        for ticket in link.into_tickets() {
+            self.fail(ticket, error.clone());
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = self.now();
+        for target in self.links.keys().copied().collect::<Vec<_>>() {
+            while let Some(ticket) = self.links.get_mut(&target).and_then(|link| link.expire(now)) {
+                self.time_out(ticket);
+            }
+        }
+        let late = |(_, ticket): &&(u64, u64)| self.entries[ticket].deadline <= now;
+        for (due, ticket) in self.queue.iter().filter(late).copied().collect::<Vec<_>>() {
+            self.queue.remove(&(due, ticket));
+            self.time_out(ticket);
+        }
+    }
+
+    /// Sends what is due. A call that finds its link full stays due; replies will make room.
+    fn send_due(&mut self) {
+        let now = self.now();
+        let due: Vec<_> = self.queue.range(..=(now, u64::MAX)).copied().collect();
+        let mut unreachable = None;
+        for key in due {
+            let entry = &self.entries[&key.1];
+            let (call, deadline) = (entry.call.clone(), entry.deadline);
+            if deadline <= now {
+                continue; // `expire` words it
+            }
+            match self.link_for(&call, deadline, &mut unreachable) {
+                Ok(target) => self.send(key, &call, deadline - now, target),
+                Err(error) => {
+                    self.queue.remove(&key);
+                    self.fail(key.1, error);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, key: (u64, u64), call: &Call, left_ms: u64, target: Target) {
+        let link = self.links.get_mut(&target).expect("just found or opened");
+        let deadline = self.entries[&key.1].deadline;
+        match link.submit(key.1, call, deadline, u32::try_from(left_ms).unwrap_or(u32::MAX)) {
+            Ok(()) => {
+                self.queue.remove(&key);
+            }
+            Err(SubmitError::Full { .. }) => {}
+            Err(error @ SubmitError::TooLarge { .. }) => {
+                self.queue.remove(&key);
+                let rejection = Rejection::new(ErrorCode::TooLarge, error.to_string());
+                self.finish(key.1, Err(ClientError::Invalid(rejection)));
+            }
+            Err(SubmitError::NotReady) => unreachable!("a link is opened with its hello"),
+        }
+    }
+
+    /// An open link for a call: to the core that owns its shard where that can be reached, else to the given address.
+    /// `unreachable` holds why the given address failed in this round, so that one round waits for it once.
+    fn link_for(
+        &mut self,
+        call: &Call,
+        deadline: u64,
+        unreachable: &mut Option<ClientError>,
+    ) -> Result<Target, ClientError> {
+        let left = Duration::from_millis(deadline.saturating_sub(self.now()));
+        if let Some(target) = self.direct_link(call.shard, left) {
+            return Ok(target);
+        }
+        if self.links.contains_key(&Target::Given) {
+            return Ok(Target::Given);
+        }
+        if let Some(error) = unreachable {
+            return Err(error.clone());
+        }
+        self.open_given(left).inspect_err(|error| *unreachable = Some(error.clone()))
+    }
+
+    fn direct_link(&mut self, shard: ShardId, left: Duration) -> Option<Target> {
+        let (core, port) = self.map.core_of(shard).filter(|_| self.options.direct)?;
+        let target = Target::Core(core);
+        if self.links.contains_key(&target) {
+            return Some(target);
+        }
+        if self.down.get(&target).is_some_and(|until| *until > self.now()) {
+            return None;
+        }
+        let given = self.links.get(&Target::Given).map_or(*self.addresses.first()?, Link::address);
+        if given.port() == port {
+            return None;
+        }
+        let address = SocketAddr::new(given.ip(), port);
+        match Link::open(address, DIRECT_CONNECT_TIMEOUT.min(left), &self.options) {
+            Ok(link) if link.hello().store == self.map.store => {
+                self.links.insert(target, link);
+                Some(target)
+            }
+            Ok(_) | Err(_) => {
+                self.down.insert(target, self.now() + millis(DIRECT_RETRY_AFTER));
+                None
+            }
+        }
+    }
+
+    fn open_given(&mut self, left: Duration) -> Result<Target, ClientError> {
+        let link = open_any(&self.addresses, self.options.connect_timeout.min(left), &self.options)?;
+        if link.hello().store != self.map.store {
+            return Err(ClientError::StoreChanged { address: link.address() });
+        }
+        let map = RouteMap::new(link.hello());
+        if map != self.map {
+            self.map = map;
+            self.down.clear();
+        }
+        self.links.insert(Target::Given, link);
+        Ok(Target::Given)
+    }
+
+    /// Tries a failed call again, if that makes sense and there is time.
+    fn fail(&mut self, ticket: u64, error: ClientError) {
+        let now = self.now();
+        let entry = self.entries.get_mut(&ticket).expect("pending tickets have entries");
+        entry.attempts += 1;
+        let pause = if error.retriable() {
+            self.options.retry.pause(entry.attempts, error.retry_after_ms(), &mut self.jitter)
+        } else {
+            None
+        };
+        let Some(pause) = pause else { return self.finish(ticket, Err(error)) };
+        entry.last = Some(error);
+        let due = now + millis(pause);
+        if due >= entry.deadline {
+            return self.time_out(ticket);
+        }
+        self.queue.insert((due, ticket));
+    }
+
+    fn time_out(&mut self, ticket: u64) {
+        let after = self.options.request_timeout;
+        let entry = self.entries.get_mut(&ticket).expect("pending tickets have entries");
+        let last = entry.last.take().map(Box::new);
+        let attempts = entry.attempts + u32::from(last.is_none());
+        self.finish(ticket, Err(ClientError::Timeout { after, attempts, last }));
+    }
+
+    fn finish(&mut self, ticket: u64, answer: Result<Body, ClientError>) {
+        let entry = self.entries.get_mut(&ticket).expect("pending tickets have entries");
+        assert!(entry.answer.is_none(), "a ticket is answered once");
+        self.pending -= 1;
+        if entry.call.session != SessionId::NONE {
+            self.session.resolve(entry.call.sequence);
+        }
+        if entry.alive.strong_count() == 0 {
+            self.entries.remove(&ticket);
+        } else {
+            entry.answer = Some(answer);
+        }
+    }
+
+    /// Tickets that are pending or answered and not fetched.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Milliseconds since the client was made.
+    fn now(&self) -> u64 {
+        millis(self.epoch.elapsed())
+    }
+}
+
+/// Tries all addresses of a name; the last failure stands for all.
+fn open_any(addresses: &[SocketAddr], timeout: Duration, options: &ClientOptions) -> Result<Link, ClientError> {
+    let mut result = None;
+    for address in addresses {
+        match Link::open(*address, timeout, options) {
+            Ok(link) => return Ok(link),
+            Err(error) => result = Some(error),
+        }
+    }
+    Err(result.expect("resolving gave at least one address"))
+}
+
+/// Whole milliseconds, rounded up, so that no pause becomes a spin.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
