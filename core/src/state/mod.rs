@@ -9,6 +9,8 @@ pub mod grain;
 pub mod hlc;
 pub mod key;
 pub mod memory;
+pub mod ranges;
+pub mod root;
 pub mod store;
 #[cfg(test)]
 mod testing;
