@@ -302,10 +302,16 @@ pub fn grain_id(scope: Scope, id: GrainId) -> Vec<u8> {
 
 /// Logical key of a remembered answer.
 pub fn answer(session: u64, sequence: u64) -> Vec<u8> {
+    let mut out = answers_of(session);
+    out.extend_from_slice(&sequence.to_be_bytes());
+    out
+}
+
+/// What the keys of all remembered answers of a session begin with.
+pub fn answers_of(session: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEAD_BYTES + 16);
     push_head(&mut out, Table::Answers, Scope::SHARD);
     out.extend_from_slice(&session.to_be_bytes());
-    out.extend_from_slice(&sequence.to_be_bytes());
     out
 }
 
