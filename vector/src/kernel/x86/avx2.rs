@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{AHEAD_BYTES, AHEAD_ROWS, LINE_BYTES, prefetch, scans, token_methods};
+use super::{AHEAD_ROWS, GATHER, ROWS, prefetch, token_methods, walks};
 use crate::kernel::{F32_LANES, ROWS_AT_ONCE, fold_16};
 
 /// AVX2: Haswell, Zen and later.
@@ -39,24 +39,12 @@ impl<'q> Prepared<'q> {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn dot_4(&self, rows: [&[i8]; ROWS_AT_ONCE]) -> [i32; ROWS_AT_ONCE] {
-        let (query_blocks, query_tail) = self.query.as_chunks::<WIDTH>();
-        let rows = rows.map(|row| row.as_chunks::<WIDTH>());
-        let row_blocks = rows.map(|(blocks, _)| &blocks[..query_blocks.len()]);
+    fn dot_4<const WALK: u8>(&self, rows: [&[i8]; ROWS_AT_ONCE]) -> [i32; ROWS_AT_ONCE] {
         let mut sums = [_mm256_setzero_si256(); ROWS_AT_ONCE];
-        for (index, block) in query_blocks.iter().enumerate() {
-            let block = widen(block);
-            for (sum, row) in sums.iter_mut().zip(&row_blocks) {
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(widen(&row[index]), block));
-            }
+        for (sums, row) in sums.iter_mut().zip(&rows) {
+            *sums = lane_sums(self.query, row);
         }
-        if !query_tail.is_empty() {
-            let block = widen(&pad(query_tail));
-            for (sum, (_, tail)) in sums.iter_mut().zip(&rows) {
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(widen(&pad(tail)), block));
-            }
-        }
-        sum_4(sums)
+        unpack(sum_4(sums))
     }
 
     #[inline]
@@ -66,26 +54,34 @@ impl<'q> Prepared<'q> {
     }
 }
 
-scans!("avx2");
+walks!("avx2");
 
 #[inline]
 #[target_feature(enable = "avx2")]
 fn dot_impl(a: &[i8], b: &[i8]) -> i32 {
+    let sums = lane_sums(a, b);
+    let zeros = _mm256_setzero_si256();
+    _mm_cvtsi128_si32(sum_4([sums, zeros, zeros, zeros]))
+}
+
+/// The inner product in eight lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lane_sums(a: &[i8], b: &[i8]) -> __m256i {
     let (a_pairs, a_tail) = a.as_chunks::<{ 2 * WIDTH }>();
     let (b_pairs, b_tail) = b.as_chunks::<{ 2 * WIDTH }>();
     // Two sums, so that one addition need not wait for the one before.
-    let mut sums = [_mm256_setzero_si256(); 2];
+    let (mut even, mut odd) = (_mm256_setzero_si256(), _mm256_setzero_si256());
     for (a, b) in a_pairs.iter().zip(b_pairs) {
         let (a, _) = a.as_chunks::<WIDTH>();
         let (b, _) = b.as_chunks::<WIDTH>();
-        sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(widen(&a[0]), widen(&b[0])));
-        sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(widen(&a[1]), widen(&b[1])));
+        even = _mm256_add_epi32(even, _mm256_madd_epi16(widen(&a[0]), widen(&b[0])));
+        odd = _mm256_add_epi32(odd, _mm256_madd_epi16(widen(&a[1]), widen(&b[1])));
     }
     for (a, b) in a_tail.chunks(WIDTH).zip(b_tail.chunks(WIDTH)) {
-        sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(widen(&pad(a)), widen(&pad(b))));
+        even = _mm256_add_epi32(even, _mm256_madd_epi16(widen(&pad(a)), widen(&pad(b))));
     }
-    let [sum, ..] = sum_4([_mm256_add_epi32(sums[0], sums[1]), sums[0], sums[0], sums[0]]);
-    sum
+    _mm256_add_epi32(even, odd)
 }
 
 /// 16 codes as `i16`.
@@ -107,13 +103,18 @@ fn pad(tail: &[i8]) -> [i8; WIDTH] {
 /// The sums of four registers' lanes.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn sum_4(sums: [__m256i; ROWS_AT_ONCE]) -> [i32; ROWS_AT_ONCE] {
+pub(super) fn sum_4(sums: [__m256i; ROWS_AT_ONCE]) -> __m128i {
     let [a, b, c, d] = sums;
     let pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-    let folded = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+    _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn unpack(lanes: __m128i) -> [i32; ROWS_AT_ONCE] {
     let mut out = [0; ROWS_AT_ONCE];
     // SAFETY: the array holds the 16 bytes written; the store needs no alignment.
-    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), folded) };
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), lanes) };
     out
 }
 

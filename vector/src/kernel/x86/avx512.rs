@@ -9,7 +9,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{AHEAD_BYTES, AHEAD_ROWS, LINE_BYTES, prefetch, scans, token_methods};
+use super::avx2::{self, unpack};
+use super::{AHEAD_ROWS, GATHER, ROWS, prefetch, token_methods, walks};
 use crate::kernel::{F32_LANES, ROWS_AT_ONCE, fold_16};
 
 /// AVX-512 with VNNI: Ice Lake, Zen 4 and later.
@@ -51,56 +52,62 @@ impl<'q> Prepared<'q> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn dot_4(&self, rows: [&[i8]; ROWS_AT_ONCE]) -> [i32; ROWS_AT_ONCE] {
-        let top_bit = _mm512_set1_epi8(-128);
+    fn dot_4<const WALK: u8>(&self, rows: [&[i8]; ROWS_AT_ONCE]) -> [i32; ROWS_AT_ONCE] {
         let (query_blocks, query_tail) = self.query.as_chunks::<WIDTH>();
-        let rows = rows.map(|row| row.as_chunks::<WIDTH>());
         let mut sums = [_mm512_setzero_si512(); ROWS_AT_ONCE];
-        // Cut to the query's length, so that the loop below needs no bounds checks.
-        let row_blocks = rows.map(|(blocks, _)| &blocks[..query_blocks.len()]);
-        for (index, block) in query_blocks.iter().enumerate() {
-            let block = load(block);
-            for (sum, row) in sums.iter_mut().zip(&row_blocks) {
-                *sum = _mm512_dpbusd_epi32(*sum, _mm512_xor_si512(load(&row[index]), top_bit), block);
-            }
+        for (sums, row) in sums.iter_mut().zip(&rows) {
+            *sums = raw_sums(query_blocks, row.as_chunks::<WIDTH>().0);
         }
         if !query_tail.is_empty() {
-            // The query's lanes past its tail are 0, so what the offset makes of the rows' lanes there does not count.
-            let block = load_tail(query_tail);
-            for (sum, (_, tail)) in sums.iter_mut().zip(&rows) {
-                *sum = _mm512_dpbusd_epi32(*sum, _mm512_xor_si512(load_tail(tail), top_bit), block);
-            }
+            add_raw_tails(&mut sums, query_tail, rows);
         }
-        sum_4(sums).map(|sum| sum.wrapping_sub(self.offset))
+        unpack(_mm_sub_epi32(sum_4(sums), _mm_set1_epi32(self.offset)))
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     fn dot_1(&self, row: &[i8]) -> i32 {
-        raw_dot(self.query, row).wrapping_sub(self.offset)
+        let (query_blocks, query_tail) = self.query.as_chunks::<WIDTH>();
+        let (row_blocks, row_tail) = row.as_chunks::<WIDTH>();
+        let sums = add_raw_tail(raw_sums(query_blocks, row_blocks), query_tail, row_tail);
+        _mm512_reduce_add_epi32(sums).wrapping_sub(self.offset)
     }
 }
 
-scans!("avx512f,avx512bw,avx512vnni");
+walks!("avx512f,avx512bw,avx512vnni");
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn dot_impl(a: &[i8], b: &[i8]) -> i32 {
     Prepared::new(a).dot_1(b)
 }
 
-/// `Σ (r + 128) q`, wrapping.
+/// `Σ (r + 128) q` over whole blocks, in sixteen lanes, wrapping.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn raw_dot(query: &[i8], row: &[i8]) -> i32 {
+fn raw_sums(query: &[[i8; WIDTH]], row: &[[i8; WIDTH]]) -> __m512i {
     let top_bit = _mm512_set1_epi8(-128);
-    let (query_blocks, query_tail) = query.as_chunks::<WIDTH>();
-    let (row_blocks, row_tail) = row.as_chunks::<WIDTH>();
-    let tail = _mm512_xor_si512(load_tail(row_tail), top_bit);
-    let mut sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), tail, load_tail(query_tail));
-    for (q, r) in query_blocks.iter().zip(row_blocks) {
-        sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(load(r), top_bit), load(q));
+    let mut sums = _mm512_setzero_si512();
+    for (q, r) in query.iter().zip(row) {
+        sums = _mm512_dpbusd_epi32(sums, _mm512_xor_si512(load(r), top_bit), load(q));
     }
-    _mm512_reduce_add_epi32(sum)
+    sums
+}
+
+/// Adds the rests of four rows. Kept out of the walk over rows, which is small enough to be inlined without it.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn add_raw_tails(sums: &mut [__m512i; ROWS_AT_ONCE], query: &[i8], rows: [&[i8]; ROWS_AT_ONCE]) {
+    for (sums, row) in sums.iter_mut().zip(&rows) {
+        *sums = add_raw_tail(*sums, query, row.as_chunks::<WIDTH>().1);
+    }
+}
+
+/// Adds the rest of one row. The query's lanes past its tail are 0, so what the offset makes of the row's lanes there does not count.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn add_raw_tail(sums: __m512i, query: &[i8], row: &[i8]) -> __m512i {
+    let row = _mm512_xor_si512(load_tail(row), _mm512_set1_epi8(-128));
+    _mm512_dpbusd_epi32(sums, row, load_tail(query))
 }
 
 #[inline]
@@ -122,11 +129,11 @@ fn load_tail(tail: &[i8]) -> __m512i {
 /// The sums of four registers' lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn sum_4(sums: [__m512i; ROWS_AT_ONCE]) -> [i32; ROWS_AT_ONCE] {
+fn sum_4(sums: [__m512i; ROWS_AT_ONCE]) -> __m128i {
     let [a, b, c, d] = sums;
     let halves = |sum| _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64::<1>(sum));
     let (a, b, c, d) = (halves(a), halves(b), halves(c), halves(d));
-    super::avx2::sum_4([a, b, c, d])
+    avx2::sum_4([a, b, c, d])
 }
 
 #[target_feature(enable = "avx512f")]
