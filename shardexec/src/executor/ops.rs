@@ -82,14 +82,14 @@ impl Ops {
         self.in_driver_max
     }
 
-    /// Keys of all ops whose last completion is outstanding.
-    pub fn unfinished(&self) -> Vec<OpKey> {
-        let unfinished = |slot: &Slot| match &slot.state {
-            State::Waiting(_) | State::Abandoned => true,
+    /// Keys of the ops in flight that a future still waits for.
+    pub fn awaited(&self) -> Vec<OpKey> {
+        let awaited = |slot: &Slot| match &slot.state {
+            State::Waiting(_) => true,
             State::Stream { ended, .. } => !ended,
-            State::Free | State::Done(..) => false,
+            State::Free | State::Done(..) | State::Abandoned => false,
         };
-        let slots = self.slots.iter().enumerate().filter(|(_, slot)| unfinished(slot));
+        let slots = self.slots.iter().enumerate().filter(|(_, slot)| awaited(slot));
         slots.map(|(at, slot)| OpKey { slot: at as u32, generation: slot.generation }).collect()
     }
 
@@ -379,7 +379,7 @@ impl Core {
     pub(super) fn close_handle(&self, raw: RawHandle) {
         self.submit(Op::Close { handle: raw }, |ops| ops.insert(State::Abandoned, None, false));
         if self.is_shut_down() {
-            self.drain_ops();
+            self.drain_ops(); // Nobody else polls the driver any more.
         }
     }
 

@@ -414,11 +414,12 @@ impl Core {
             self.end_task(taken.body, Some(JoinError::Aborted));
         }
         self.sources.take();
-        self.shut_down.set(true);
-        for key in self.ops.borrow().unfinished() {
+        let awaited = self.ops.borrow().awaited();
+        for key in awaited {
             self.driver.borrow_mut().cancel(key);
         }
         self.drain_ops();
+        self.shut_down.set(true);
     }
 
     pub(super) fn drain_ops(&self) {

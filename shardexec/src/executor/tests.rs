@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::sync::{Notify, oneshot};
-use crate::time::{Instant, sleep, timeout};
+use crate::time::{Instant, sleep, sleep_until, timeout};
 
 fn executor() -> Executor {
     Executor::start(ExecutorConfig { io: IoChoice::Posix, ..ExecutorConfig::default() }).unwrap()
@@ -178,14 +178,15 @@ fn another_thread_can_wake_a_parked_core() {
 fn timers_fire_in_order_and_never_early() {
     executor().block_on(async {
         let fired: Rc<RefCell<Vec<u64>>> = Rc::default();
+        let began = Instant::now();
         let tasks: Vec<_> = [5u64, 1, 3, 2, 4]
             .into_iter()
             .map(|ms| {
                 let fired = Rc::clone(&fired);
                 spawn(Class::Request, "sleeper", async move {
-                    let began = Instant::now();
-                    sleep(Duration::from_millis(ms)).await;
-                    assert!(began.elapsed() >= Duration::from_millis(ms));
+                    let deadline = began + Duration::from_millis(ms);
+                    sleep_until(deadline).await;
+                    assert!(Instant::now() >= deadline);
                     fired.borrow_mut().push(ms);
                 })
             })
