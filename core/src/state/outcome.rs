@@ -87,7 +87,7 @@ pub enum Rejection {
     #[error(
         "session {session:#x} has forgotten the answer to sequence {sequence}: it keeps the latest {}; \
          read back what the write did before writing again",
-        super::session::SESSION_WINDOW
+        gristmill_rpc::limits::SESSION_WINDOW
     )]
     SequenceTooOld {
         /// The session.

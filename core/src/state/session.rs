@@ -9,9 +9,9 @@
 //! ```
 //!
 //! Sequences may arrive out of order (a client writes over several connections) and with gaps (a session writes to
-//! several shards). Of one session the newest [`SESSION_WINDOW`] answers are kept, so every request that can be in flight
-//! on a connection can be retried; a shard keeps [`ANSWERS_MAX`] in all, and forgets those of the sessions that have not
-//! written for longest. Once a session is forgotten as a whole, its retries count as new: a client must not come back
+//! several shards). Of one session at least the newest [`SESSION_WINDOW`] answers are kept; clients know that window and keep
+//! all writes that they may retry within it. A shard keeps [`ANSWERS_MAX`] in all, and forgets those of the sessions that
+//! have not written for longest. Once a session is forgotten as a whole, its retries count as new: a client must not come back
 //! with a retry after that many writes of others.
 //!
 //! All of this follows from the store's records, so a replica that restarts from them forgets the same answers at the
@@ -24,19 +24,16 @@ use super::record::Reader;
 use super::store::{Direction, KeyRange, Store, StoreError, Write};
 use core::ops::ControlFlow;
 use gristmill_rpc::ids::{SessionId, Version};
-use gristmill_rpc::limits::IN_FLIGHT_MAX;
+use gristmill_rpc::limits::SESSION_WINDOW;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 
-/// Answers that a session keeps at least, before older ones are forgotten.
-pub const SESSION_WINDOW: usize = 4096;
 /// Answers that are forgotten at a time; a session keeps up to this many more than its window.
 pub const FORGET_STEP: usize = 64;
 /// Answers that a shard keeps at the most, of all sessions together; so also the most sessions.
 pub const ANSWERS_MAX: usize = 1 << 18;
 
-const _: () = assert!(SESSION_WINDOW >= IN_FLIGHT_MAX as usize);
-const _: () = assert!(SESSION_WINDOW + FORGET_STEP < ANSWERS_MAX);
+const _: () = assert!(SESSION_WINDOW as usize + FORGET_STEP < ANSWERS_MAX);
 
 /// The limits in force: the constants above, or smaller ones in tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +45,7 @@ pub(super) struct SessionLimits {
 
 impl Default for SessionLimits {
     fn default() -> SessionLimits {
-        SessionLimits { window: SESSION_WINDOW, step: FORGET_STEP, answers: ANSWERS_MAX }
+        SessionLimits { window: SESSION_WINDOW as usize, step: FORGET_STEP, answers: ANSWERS_MAX }
     }
 }
 
@@ -328,11 +325,13 @@ mod tests {
     }
 
     #[test]
-    fn a_full_window_of_requests_in_flight_can_be_retried() {
-        let (first, last) = (1, u64::from(IN_FLIGHT_MAX));
+    fn a_full_window_can_be_retried() {
+        // As far on as the first of a window can be retried: not one answer may be forgotten before.
+        let before = FORGET_STEP as u64 + 1;
+        let (first, last) = (before, before + SESSION_WINDOW - 1);
         let owned = OwnedRanges::all();
         let mut state = State::create(ShardId(0), &owned, MemoryStore::new(), Hooks::default()).expect("new");
-        for sequence in first..=last {
+        for sequence in 1..=last {
             assert!(!apply(&mut state, sequence, 7, sequence).duplicate);
         }
         for sequence in first..=last {
