@@ -4,3 +4,4 @@
 pub mod cli;
 pub mod metrics;
 pub mod state;
+pub mod text;
