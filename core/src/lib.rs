@@ -3,5 +3,7 @@
 
 pub mod cli;
 pub mod metrics;
+pub mod recall;
+pub mod relation;
 pub mod state;
 pub mod text;

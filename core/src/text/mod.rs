@@ -35,5 +35,5 @@ mod tests;
 pub use analyzer::{Analyzer, TextQuery};
 pub use bm25::Statistics;
 pub use index::TextIndex;
-pub use search::{Judge, Ranked, TextSearch, Top};
+pub use search::{Judge, TextSearch};
 pub use segment::{Job, Segment, TextError};

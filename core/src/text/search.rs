@@ -24,9 +24,8 @@ use super::bm25::Bm25;
 use super::head::Head;
 use super::limits::WINDOW_DOCS;
 use super::segment::{Segment, TextError};
+use crate::recall::rank::{Ranked, Top};
 use gristmill_rpc::ids::GrainId;
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
 use std::rc::Rc;
 use std::sync::Arc;
 use tantivy::postings::{BlockSegmentPostings, TermInfo};
@@ -40,71 +39,6 @@ pub trait Judge {
     fn admit(&self, slot: u32, row: u64) -> Option<GrainId>;
 }
 
-/// A document found.
-#[derive(Debug, Clone, Copy)]
-pub struct Ranked {
-    /// The grain.
-    pub id: GrainId,
-    /// Its score: the higher the better.
-    pub score: f32,
-}
-
-impl Ord for Ranked {
-    /// Better is less: higher score first, then lower id.
-    fn cmp(&self, other: &Ranked) -> Ordering {
-        other.score.total_cmp(&self.score).then(self.id.cmp(&other.id))
-    }
-}
-
-impl PartialOrd for Ranked {
-    fn partial_cmp(&self, other: &Ranked) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Ranked {
-    fn eq(&self, other: &Ranked) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Ranked {}
-
-/// Keeps the k best of what is pushed.
-pub struct Top<T> {
-    limit: usize,
-    /// The worst on top.
-    heap: BinaryHeap<T>,
-}
-
-impl<T: Ord> Top<T> {
-    /// Room for `limit` of them.
-    pub fn new(limit: usize) -> Top<T> {
-        Top { limit, heap: BinaryHeap::new() }
-    }
-
-    /// Takes one in if it is among the best.
-    pub fn push(&mut self, new: T) {
-        if self.heap.len() < self.limit {
-            self.heap.push(new);
-        } else if let Some(mut worst) = self.heap.peek_mut()
-            && new < *worst
-        {
-            *worst = new;
-        }
-    }
-
-    /// The worst of them, once there are as many as there is room for.
-    fn worst(&self) -> Option<&T> {
-        self.heap.peek().filter(|_| self.heap.len() == self.limit)
-    }
-
-    /// All of them, best first.
-    pub fn into_sorted(self) -> Vec<T> {
-        self.heap.into_sorted_vec()
-    }
-}
-
 /// A document among the best so far.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Found {
@@ -116,7 +50,11 @@ struct Found {
 impl Top<Found> {
     /// What a score must reach to get in.
     fn cut(&self) -> f32 {
-        if self.limit == 0 { f32::INFINITY } else { self.worst().map_or(f32::NEG_INFINITY, |worst| worst.ranked.score) }
+        if self.is_closed() {
+            f32::INFINITY
+        } else {
+            self.worst().map_or(f32::NEG_INFINITY, |worst| worst.ranked.score)
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::bm25::Bm25;
 use super::*;
+use crate::recall::rank::Ranked;
 use gristmill_rpc::ids::GrainId;
 use proptest::prelude::*;
 use std::collections::BTreeMap;

@@ -1,0 +1,3 @@
+//! Recall.
+
+pub mod rank;
