@@ -320,3 +320,6 @@ pub fn unparker() -> Arc<dyn Unpark> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod ops_tests;

@@ -14,3 +14,6 @@ pub mod watch;
 pub use mutex::{Mutex, MutexGuard};
 pub use notify::{Notified, Notify};
 pub use semaphore::{Acquire, Permit, Semaphore};
+
+#[cfg(test)]
+mod tests;

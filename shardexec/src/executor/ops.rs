@@ -140,7 +140,10 @@ impl Ops {
                 after.wake = Some(waker);
             }
             State::Stream { results, waker, ended } => {
-                results.push_back(result);
+                // Only the slab itself cancels a stream, when too many results wait: that is no result.
+                if more || !is_cancelled(&result) {
+                    results.push_back(result);
+                }
                 *ended = !more;
                 after.cancel = more && results.len() == MULTISHOT_RESULTS_MAX;
                 after.wake = waker.take();
@@ -184,6 +187,11 @@ impl Ops {
         }
         (running, unclaimed, after)
     }
+}
+
+fn is_cancelled(result: &OpResult) -> bool {
+    let cancelled = rustix::io::Errno::CANCELED.raw_os_error();
+    result.as_ref().is_err_and(|error| error.raw_os_error() == Some(cancelled))
 }
 
 /// The handle that an output brought into being.

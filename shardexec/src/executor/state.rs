@@ -17,6 +17,7 @@ use super::stall::{ExecutorStats, Stalls};
 use super::tasks::{Shared, Taken, TaskBody, TaskId, Tasks};
 use super::timers::Timers;
 use crate::driver::{Completion, Driver, Wait, panic_message};
+use crate::panic::abort_on_panic;
 use crate::sync::semaphore::Semaphore;
 use crate::time::Instant;
 
@@ -386,9 +387,11 @@ impl Core {
     pub(super) fn poll_driver(&self, wait: Wait) {
         let mut completions = self.completions.take();
         self.driver.borrow_mut().poll(wait, &mut completions);
-        for completion in completions.drain(..) {
-            self.complete(completion);
-        }
+        abort_on_panic("the executor's op slab", || {
+            for completion in completions.drain(..) {
+                self.complete(completion);
+            }
+        });
         self.completions.replace(completions);
         let now = self.read_budget_clock();
         self.io_polled_at.set(now);
