@@ -315,7 +315,7 @@ impl<S: Store> ShardState<S> {
     }
 
     fn commit(&mut self, index: u64, effects: Effects) -> Result<(), StoreError> {
-        effects.tell(index, &mut *self.hooks.index)?;
+        effects.tell(index, &self.store, &mut *self.hooks.index)?;
         effects.namespaces.into_iter().for_each(|namespace| self.catalog.insert(namespace));
         self.write(WriteBatch { index, writes: effects.writes })
     }

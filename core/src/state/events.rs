@@ -17,6 +17,8 @@ pub enum IndexEvent<'a> {
         version: Version,
         /// The grain.
         grain: GrainRef<'a>,
+        /// What it replaces, as it was before the command.
+        old: Option<GrainRef<'a>>,
     },
     /// A grain that existed was removed.
     DeleteGrain {
@@ -26,6 +28,8 @@ pub enum IndexEvent<'a> {
         id: GrainId,
         /// The log index that removed it.
         version: Version,
+        /// The grain, as it was before the command.
+        old: GrainRef<'a>,
     },
 }
 

@@ -34,11 +34,14 @@ impl IndexSink for MirrorIndex {
     fn index(&mut self, event: IndexEvent<'_>) {
         let mut mirror = self.mirror.borrow_mut();
         match event {
-            IndexEvent::PutGrain { namespace, id, version, grain } => {
-                mirror.insert((namespace, id), (version, grain.subject().into()));
+            IndexEvent::PutGrain { namespace, id, version, grain, old } => {
+                let replaced = mirror.insert((namespace, id), (version, grain.subject().into()));
+                let replaced = replaced.as_ref().map(|(_, subject)| subject.as_str());
+                assert_eq!(old.map(|old| old.subject()), replaced, "the old grain is the one before the command");
             }
-            IndexEvent::DeleteGrain { namespace, id, .. } => {
-                assert!(mirror.remove(&(namespace, id)).is_some(), "only what existed is removed");
+            IndexEvent::DeleteGrain { namespace, id, old, .. } => {
+                let removed = mirror.remove(&(namespace, id)).expect("only what existed is removed");
+                assert_eq!(old.subject(), removed.1);
             }
         }
     }

@@ -87,7 +87,8 @@ impl Mark {
 struct TouchedGrain {
     id: GrainId,
     namespace: NamespaceId,
-    existed: bool,
+    /// Logical key of the record from before the command; `None` where there was none.
+    old_key: Option<Vec<u8>>,
     /// Logical key of the new record; `None` where the grain is gone.
     key: Option<Vec<u8>>,
 }
@@ -269,7 +270,7 @@ impl<'a, S: Store> Txn<'a, S> {
         let old_key = self.grain_key(scope, id)?;
         // Reads the old record, so before that is removed.
         self.derive(op, scope, id, old_key.as_deref(), Some(&GrainRef::decode(&record)?))?;
-        self.touch(scope.namespace, id, old_key.is_some(), Some(record_key.clone()));
+        self.touch(scope.namespace, id, old_key.clone(), Some(record_key.clone()));
         if old_key.as_ref() != Some(&record_key) {
             self.set(op, key::grain_id(scope, id), Some(token.0.to_vec()));
             if let Some(old_key) = old_key {
@@ -283,7 +284,7 @@ impl<'a, S: Store> Txn<'a, S> {
     fn delete_grain(&mut self, op: u16, scope: Scope, id: GrainId) -> Result<(), Stop> {
         let Some(old_key) = self.grain_key(scope, id)? else { return Ok(()) };
         self.derive(op, scope, id, Some(&old_key), None)?;
-        self.touch(scope.namespace, id, true, None);
+        self.touch(scope.namespace, id, Some(old_key.clone()), None);
         self.set(op, key::grain_id(scope, id), None);
         self.set(op, old_key, None);
         Ok(())
@@ -328,12 +329,13 @@ impl<'a, S: Store> Txn<'a, S> {
         Ok(())
     }
 
-    fn touch(&mut self, namespace: NamespaceId, id: GrainId, existed: bool, key: Option<Vec<u8>>) {
+    /// Notes what becomes of a grain. The first note has its old key from the store, later ones from the command itself.
+    fn touch(&mut self, namespace: NamespaceId, id: GrainId, old_key: Option<Vec<u8>>, key: Option<Vec<u8>>) {
         let next = self.grains.len();
         let at = *self.grain_positions.entry((namespace, id)).or_insert(next);
         match self.grains.get_mut(at) {
             Some(touched) => touched.key = key,
-            None => self.grains.push(TouchedGrain { id, namespace, existed, key }),
+            None => self.grains.push(TouchedGrain { id, namespace, old_key, key }),
         }
     }
 
@@ -418,8 +420,9 @@ impl<'a, S: Store> Txn<'a, S> {
 }
 
 impl Effects {
-    /// Tells the indexes what happened to each grain in the end, in the order in which the command touched them.
-    pub(super) fn tell(&self, index: u64, sink: &mut dyn IndexSink) -> Result<(), StoreError> {
+    /// Tells the indexes what happens to each grain in the end, in the order in which the command touched them. The store
+    /// is as it was before the command.
+    pub(super) fn tell(&self, index: u64, store: &impl Store, sink: &mut dyn IndexSink) -> Result<(), StoreError> {
         if self.grains.is_empty() {
             return Ok(());
         }
@@ -430,13 +433,18 @@ impl Effects {
             .filter(|(key, _)| key[0] == Table::Grains as u8)
             .collect();
         let version = Version(index);
-        for TouchedGrain { id, namespace, existed, key } in &self.grains {
+        for TouchedGrain { id, namespace, old_key, key } in &self.grains {
             let (id, namespace) = (*id, *namespace);
+            let mut old = None;
+            if let Some(old_key) = old_key {
+                let record = store.get(old_key)?.ok_or(StoreError::Dangling { what: "grain", by: "its id" })?;
+                old = Some(GrainRef::decode(record.value)?);
+            }
             if let Some(key) = key {
                 let grain = GrainRef::decode(records[key.as_slice()])?;
-                sink.index(IndexEvent::PutGrain { namespace, id, version, grain });
-            } else if *existed {
-                sink.index(IndexEvent::DeleteGrain { namespace, id, version });
+                sink.index(IndexEvent::PutGrain { namespace, id, version, grain, old });
+            } else if let Some(old) = old {
+                sink.index(IndexEvent::DeleteGrain { namespace, id, version, old });
             }
         }
         Ok(())
