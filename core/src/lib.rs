@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod metrics;
+pub mod raft;
 pub mod recall;
 pub mod relation;
 pub mod state;

@@ -1,0 +1,35 @@
+//! Consensus: one Raft group per shard over openraft, the log on the core's WAL. The only place that names openraft.
+//!
+//! ```text
+//!  shard actor ── propose_many ──> Group ──> openraft core ──> WalLog ──> gristmill_wal (one per core, group commit)
+//!                                    ^            │ committed
+//!                                    └─ outcomes ─┴──> Applier ──> StateMachine (core/state)
+//! ```
+//!
+//! openraft decides, these modules execute: `runtime` gives it our executor, `log_store` our WAL, `state_machine` our apply,
+//! `config` our settings instead of its defaults, `start` refuses logs it must not vote with, `tokens` stamps who wrote
+//! what. Requests and answers are bytes here; a [`Context`] gives them types.
+//!
+//! Deliberately absent in this version: peers (`network` says so to every call), snapshots, membership changes.
+
+mod config;
+mod errors;
+mod group;
+mod memory_store;
+mod network;
+mod runtime;
+mod start;
+mod state_machine;
+#[cfg(test)]
+mod tests;
+mod tokens;
+mod types;
+
+pub use config::{ELECTION_TIMEOUT_MS_MAX, ELECTION_TIMEOUT_MS_MIN, HEARTBEAT_MS, RaftSettings, RaftSettingsError};
+pub use errors::{ProposeError, ReadError, StartError, StopReason};
+pub use group::{Applied, Group, GroupConfig, GroupMetrics, GroupStore, PROPOSALS_IN_FLIGHT_MAX, Phase};
+pub use memory_store::MemoryLog;
+pub use start::{LogSummary, Quarantine, RestartGuard, check_start};
+pub use state_machine::{APPLY_BATCH_MAX, ApplyError, Committed, StateMachine};
+pub use tokens::TokenError;
+pub use types::{Context, OUTCOME_INLINE_BYTES, Outcome, Proposal, ReplicaId};

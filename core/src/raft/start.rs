@@ -1,0 +1,237 @@
+//! What must hold before consensus may start on a log, and how a replica gets its state back.
+//!
+//! ```text
+//!  log summary + state's applied position ──> check ──> refused: quarantined, openraft never sees the log
+//!                                               │
+//!                                               └──> replay what is known committed ──> openraft ──> elect ──> ready
+//! ```
+//!
+//! openraft itself would "clean the hole" when the state is ahead of the log: purge, forget and vote. That replica has lost
+//! entries that it acknowledged, so its vote could undo a commit. The check below is what keeps it out.
+
+use super::state_machine::{Applier, ApplyError};
+use super::tokens::TokenStamper;
+use super::types::{Entry, TypeConfig};
+use gristmill_shardexec as shardexec;
+use gristmill_shardexec::time::Instant;
+use gristmill_wal::LogPosition;
+use openraft::storage::{RaftLogReader, RaftLogStorage};
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A log that a group can run on.
+pub(crate) trait GroupLog:
+    RaftLogStorage<TypeConfig, LogReader = Self> + RaftLogReader<TypeConfig> + Clone
+{
+    /// What the log durably knows, before anyone votes with it.
+    fn summary(&self) -> LogSummary;
+    /// Issues this replica's tokens.
+    fn stamper(&self) -> Rc<TokenStamper>;
+    /// Memory for entries up to `index` is no longer needed.
+    fn release(&self, index: u64);
+    /// Bytes of the largest command, header included, that the log takes.
+    fn entry_bytes_max(&self) -> usize;
+}
+
+/// What a log durably knows of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogSummary {
+    /// Entries up to here are gone for good: the state holds them.
+    pub purged: Option<LogPosition>,
+    /// The last entry, or the last purged one when there is no other.
+    pub last: Option<LogPosition>,
+    /// The highest position that was recorded as committed.
+    pub committed: Option<LogPosition>,
+    /// Whether the replica ever voted.
+    pub voted: bool,
+}
+
+/// Why a replica must not take part in consensus. It serves nothing until an operator decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Quarantine {
+    /// The state holds entries that the log lost.
+    #[error(
+        "the log ends at {last:?} but the state is at {applied}: acknowledged entries were lost; \
+         the replica is quarantined, restore it from a peer or a backup"
+    )]
+    LogBehindState {
+        /// The last entry in the log.
+        last: Option<LogPosition>,
+        /// The last entry in the state.
+        applied: LogPosition,
+    },
+    /// The log says itself that entries were committed which it does not hold.
+    #[error(
+        "the log ends at {last:?} but {committed} was recorded as committed: acknowledged entries were lost; \
+         the replica is quarantined, restore it from a peer or a backup"
+    )]
+    LogBehindCommit {
+        /// The last entry in the log.
+        last: Option<LogPosition>,
+        /// The highest position recorded as committed.
+        committed: LogPosition,
+    },
+    /// Entries between the state and the log's first entry are gone.
+    #[error(
+        "the state is at {applied:?} but the log starts after {purged}: the entries between them are gone; \
+         the replica is quarantined, restore it from a peer or a backup"
+    )]
+    StateBehindLog {
+        /// The last entry in the state.
+        applied: Option<LogPosition>,
+        /// The last entry that was purged.
+        purged: LogPosition,
+    },
+}
+
+/// Decides whether consensus may start: the log must hold everything that state and log are known to have held.
+pub fn check_start(log: &LogSummary, applied: Option<LogPosition>) -> Result<(), Quarantine> {
+    if let Some(applied) = applied
+        && log.last < Some(applied)
+    {
+        return Err(Quarantine::LogBehindState { last: log.last, applied });
+    }
+    if let Some(committed) = log.committed
+        && log.last < Some(committed)
+    {
+        return Err(Quarantine::LogBehindCommit { last: log.last, committed });
+    }
+    if let Some(purged) = log.purged
+        && applied < Some(purged)
+    {
+        return Err(Quarantine::StateBehindLog { applied, purged });
+    }
+    Ok(())
+}
+
+/// Keeps a restarted replica of a group with several voters quiet for as long as a lease that it may have granted.
+///
+/// openraft forgets granted leases in a restart: a follower killed and back within the lease could elect a rival while the
+/// old leader still serves reads alone. With one voter there is no lease, hence nothing to wait for. The clock is BOOTTIME,
+/// so that a suspended machine does not stretch it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestartGuard {
+    until: Option<Instant>,
+}
+
+impl RestartGuard {
+    /// `voted`: the replica took part before. `now` and all later readings are BOOTTIME.
+    pub fn new(voters: usize, voted: bool, now: Instant, hold: Duration) -> RestartGuard {
+        RestartGuard { until: (voters > 1 && voted).then(|| now + hold) }
+    }
+
+    /// Whether the replica may stand for election and answer votes and pre-votes.
+    pub fn may_vote(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now >= until)
+    }
+
+    /// Returns once [`RestartGuard::may_vote`] holds.
+    pub(crate) async fn wait(&self) {
+        let Some(until) = self.until else { return };
+        loop {
+            let now = Instant::boottime_now();
+            if self.may_vote(now) {
+                return;
+            }
+            shardexec::time::sleep(until.saturating_duration_since(now)).await;
+        }
+    }
+}
+
+/// Replay failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReplayError {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error("log entry {index} cannot be read, although the log reaches to {upto}; the log is damaged")]
+    Missing { index: u64, upto: u64 },
+}
+
+/// Applies the entries up to `committed` to the state, in large batches, giving way to other tasks between them.
+///
+/// openraft would do the same 64 entries at a time and without a break.
+pub(crate) async fn replay<L: GroupLog>(
+    log: &mut L,
+    applier: &Applier,
+    committed: Option<LogPosition>,
+) -> Result<(), ReplayError> {
+    let Some(committed) = committed else { return Ok(()) };
+    let end = committed.index + 1;
+    let mut next = applier.progress().applied().map_or(0, |applied| applied.index + 1);
+    while next < end {
+        let entries: Vec<Entry> = log.limited_get_log_entries(next, end).await?;
+        if entries.first().is_none_or(|first| first.log_id.index != next) {
+            return Err(ReplayError::Missing { index: next, upto: committed.index });
+        }
+        for batch in entries.chunks(super::state_machine::APPLY_BATCH_MAX) {
+            applier.apply_batch(batch)?;
+            shardexec::yield_if_spent().await;
+        }
+        next += entries.len() as u64;
+        assert!(next <= end, "a read returns no more than was asked for");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(term: u64, index: u64) -> LogPosition {
+        LogPosition { term, index }
+    }
+
+    #[test]
+    fn a_log_that_covers_state_and_commits_may_start() {
+        let log = LogSummary { last: Some(at(2, 9)), committed: Some(at(2, 9)), ..LogSummary::default() };
+        assert_eq!(check_start(&log, Some(at(2, 7))), Ok(()));
+        assert_eq!(check_start(&LogSummary::default(), None), Ok(()));
+        let log = LogSummary { purged: Some(at(2, 9)), last: Some(at(2, 9)), ..LogSummary::default() };
+        assert_eq!(check_start(&log, Some(at(2, 9))), Ok(()));
+    }
+
+    #[test]
+    fn a_log_that_lost_entries_is_quarantined() {
+        let (last, applied) = (Some(at(2, 6)), at(2, 7));
+        let log = LogSummary { last, ..LogSummary::default() };
+        assert_eq!(check_start(&log, Some(applied)), Err(Quarantine::LogBehindState { last, applied }));
+        let empty = LogSummary::default();
+        assert_eq!(check_start(&empty, Some(applied)), Err(Quarantine::LogBehindState { last: None, applied }));
+
+        let committed = at(2, 8);
+        let log = LogSummary { last, committed: Some(committed), ..LogSummary::default() };
+        assert_eq!(check_start(&log, None), Err(Quarantine::LogBehindCommit { last, committed }));
+    }
+
+    #[test]
+    fn the_same_index_of_an_older_term_is_another_entry() {
+        let (last, applied) = (Some(at(2, 7)), at(3, 7));
+        let log = LogSummary { last, ..LogSummary::default() };
+        assert_eq!(check_start(&log, Some(applied)), Err(Quarantine::LogBehindState { last, applied }));
+    }
+
+    #[test]
+    fn a_state_that_the_log_can_no_longer_feed_is_quarantined() {
+        let purged = at(2, 6);
+        let log = LogSummary { purged: Some(purged), last: Some(at(2, 9)), ..LogSummary::default() };
+        assert_eq!(check_start(&log, None), Err(Quarantine::StateBehindLog { applied: None, purged }));
+        let applied = Some(at(2, 5));
+        assert_eq!(check_start(&log, applied), Err(Quarantine::StateBehindLog { applied, purged }));
+    }
+
+    #[test]
+    fn only_a_restarted_replica_with_peers_holds_still() {
+        let start = Instant::from_ns(1_000_000_000);
+        let hold = Duration::from_millis(165);
+        let guard = RestartGuard::new(3, true, start, hold);
+        assert!(!guard.may_vote(start));
+        assert!(!guard.may_vote(start + hold - Duration::from_nanos(1)));
+        assert!(guard.may_vote(start + hold));
+        assert!(RestartGuard::new(1, true, start, hold).may_vote(start), "no lease without peers");
+        assert!(RestartGuard::new(3, false, start, hold).may_vote(start), "it never granted one");
+    }
+}
