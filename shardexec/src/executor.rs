@@ -31,6 +31,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 pub use config::{
     Class, ExecutorConfig, IoChoice, OP_SLOTS_DEFAULT, SPIN_BUDGET_PINNED, STALL_THRESHOLD_DEFAULT, Slices, SpinPolicy,
@@ -202,10 +203,16 @@ fn pin_thread(cpu: usize) -> std::io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &cpus)?)
 }
 
-/// Spins, then parks.
+/// Spins, then parks. Without spinning the driver is asked only once, by the poll that waits: what has been submitted and the
+/// wait go to the kernel together.
 fn wait_for_work(core: &Core) {
-    core.look_for_work();
-    if core.has_runnable() || spin(core) {
+    core.drain_injected();
+    core.poll_sources();
+    if core.has_runnable() {
+        return;
+    }
+    let budget = core.spinner.borrow().budget(core.loop_time());
+    if !budget.is_zero() && spin(core, budget) {
         return;
     }
     if core.announce_park() {
@@ -217,12 +224,21 @@ fn wait_for_work(core: &Core) {
     core.poll_sources();
 }
 
-/// True when work turned up.
-fn spin(core: &Core) -> bool {
+/// True when work turned up within `budget`.
+fn spin(core: &Core, budget: Duration) -> bool {
     let began = core.loop_time();
-    let budget = core.spinner.borrow().budget(began);
     let mut looked = began;
-    while looked - began < budget {
+    loop {
+        core.look_for_work();
+        if core.has_runnable() {
+            core.spinner.borrow_mut().found_work();
+            return true;
+        }
+        let now = core.loop_time();
+        if now - began >= budget || !core.spinner.borrow_mut().looked(looked, now) {
+            return false;
+        }
+        looked = now;
         for _ in 0..SPIN_CHECKS {
             std::hint::spin_loop();
             core.poll_sources();
@@ -230,18 +246,7 @@ fn spin(core: &Core) -> bool {
                 break;
             }
         }
-        core.look_for_work();
-        if core.has_runnable() {
-            core.spinner.borrow_mut().found_work();
-            return true;
-        }
-        let now = core.loop_time();
-        if !core.spinner.borrow_mut().looked(looked, now) {
-            return false;
-        }
-        looked = now;
     }
-    false
 }
 
 /// Spawns a task on the current executor. `name` appears in stall reports.

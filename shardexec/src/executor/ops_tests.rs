@@ -86,8 +86,8 @@ impl Driver for Scripted {
     }
     fn poll(&mut self, wait: Wait, out: &mut Vec<Completion>) {
         let mut script = self.0.borrow_mut();
-        if wait != Wait::NoWait {
-            // Only the end of an executor waits here: cancelled ops fail now.
+        if wait != Wait::NoWait && script.ready.is_empty() {
+            // Only the end of an executor comes here: cancelled ops fail now.
             for key in std::mem::take(&mut script.cancelled) {
                 let Some(op) = script.in_flight.remove(&key) else { continue };
                 let result = Err(io::Error::from_raw_os_error(125));

@@ -2,7 +2,6 @@ use std::cell::{Cell, RefCell};
 use std::future::{pending, poll_fn};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
 
 use super::*;
 use crate::sync::{Notify, oneshot};

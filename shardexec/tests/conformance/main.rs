@@ -130,7 +130,8 @@ suite! {
         whole_files, many_at_once;
     sockets: connect_refused, echo, half_close, large_transfer, many_connections, accept_loses_nothing, port_in_use,
         shared_port, peer_gone, concurrent_directions, ipv6;
-    cancellation: dropped_recv, dropped_write, dropped_connect, dropped_offload, slots_run_out, dropped_executor;
+    cancellation: dropped_recv, dropped_write, dropped_connect, dropped_offload, slots_run_out, dropped_executor,
+        random_drops;
     scheduling: timers_under_load, background_does_not_starve_requests, offload_values_and_panics, wake_from_thread,
-        spinning_sees_work, clocks_and_randomness;
+        spinning_sees_work, clocks_and_randomness, panics_stay_in_their_task;
 }

@@ -8,7 +8,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use gristmill_shardexec::buf::AlignedBuf;
-use gristmill_shardexec::executor::{Class, ExecutorConfig, SpinPolicy, spawn, yield_if_spent, yield_now};
+use gristmill_shardexec::executor::{Class, ExecutorConfig, JoinError, SpinPolicy, spawn, yield_if_spent, yield_now};
 use gristmill_shardexec::fs::OpenOptions;
 use gristmill_shardexec::random::{fill_random, random_u64};
 use gristmill_shardexec::sync::mpsc;
@@ -194,4 +194,21 @@ pub async fn clocks_and_randomness(_: Case) {
     fill_random(&mut bytes);
     let ones: u32 = bytes.iter().map(|byte| byte.count_ones()).sum();
     assert!((390_000..410_000).contains(&ones), "{ones} of 800,000 bits");
+}
+
+pub async fn panics_stay_in_their_task(case: Case) {
+    let file = OpenOptions::new().write(true).create(true).open(case.path("f")).await.unwrap();
+    let panicking: Vec<_> = (0..10u8)
+        .map(|n| {
+            let file = file.clone();
+            spawn(Class::Raft, "panics", async move {
+                file.write_at(vec![n; 100], 0).await.0.unwrap();
+                panic!("task {n}");
+            })
+        })
+        .collect();
+    for (n, task) in panicking.into_iter().enumerate() {
+        assert_eq!(task.await, Err(JoinError::Panicked(format!("task {n}"))));
+    }
+    file.write_at(vec![1; 100], 0).await.0.unwrap();
 }
