@@ -8,6 +8,8 @@ pub mod blocking;
 pub mod body;
 #[cfg(any(feature = "blocking", feature = "tokio"))]
 pub mod client;
+#[cfg(test)]
+mod conformance_tests;
 pub mod error;
 pub mod frame;
 pub mod ids;
@@ -15,6 +17,8 @@ pub mod limits;
 pub mod message;
 pub mod protocol;
 pub mod ring;
+#[cfg(test)]
+mod samples;
 pub mod schema;
 #[cfg(all(test, any(feature = "blocking", feature = "tokio")))]
 mod testing;

@@ -219,7 +219,7 @@ pub struct ScanRequest {
     pub end: Vec<u8>,
     /// Only keys that begin with this.
     pub prefix: Vec<u8>,
-    /// At most this many; the server may return fewer (`limits::SCAN_ITEMS_MAX`, `limits::FRAME_BODY_BYTES_MAX`).
+    /// At most this many; 0 means `limits::SCAN_ITEMS_MAX`. The server may return fewer, so that the reply fits a frame.
     pub limit: u32,
     /// From the last key to the first.
     pub reverse: bool,
