@@ -66,7 +66,7 @@ pub const RING_VNODES_DEFAULT: u32 = 150;
 pub const RING_VNODES_MAX: u32 = 1024;
 /// Answers that a shard remembers for each session: a write may be retried until this many later sequences of its
 /// session were issued, so a client keeps fewer than this many writes of one session unresolved.
-pub const SESSION_WINDOW: u64 = 1024;
+pub const SESSION_WINDOW: u64 = 4096;
 
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(16));
 const _: () =

@@ -143,24 +143,28 @@ impl Engine {
 
     /// One round: send what is due, move bytes, settle what came in, and wait if nothing moved.
     fn turn(&mut self, ticket: Option<u64>) {
-        self.send_due();
+        let sent_at = self.send_due();
         let moved = self.pump();
         self.expire();
         let answered = ticket.is_some_and(|ticket| self.entries.get(&ticket).is_none_or(|e| e.answer.is_some()));
         if moved || answered {
             return;
         }
-        let now = self.now();
-        let due = self.queue.iter().map(|(due, _)| *due).find(|due| *due > now);
+        let timeout = self.patience(sent_at, self.now());
+        let mut sockets: Vec<_> = self.links.values().map(Link::poll_fd).collect();
+        wait(&mut sockets, timeout);
+    }
+
+    /// How long nothing happens unless the network wakes us. `sent_at` is when the queue was last gone through: what
+    /// was due then and is still queued waits for a reply to make room; what became due since must be sent at once.
+    fn patience(&self, sent_at: u64, now: u64) -> Duration {
+        let due = self.queue.range((sent_at + 1, 0)..).next().map(|(due, _)| *due);
         let queued = self.queue.iter().map(|(_, ticket)| self.entries[ticket].deadline).min();
         let in_flight = self.links.values().filter_map(Link::next_deadline).min();
         let wake = [due, queued, in_flight].into_iter().flatten().min();
-        let mut timeout = wake.map_or(Duration::from_secs(1), |wake| Duration::from_millis(wake.saturating_sub(now)));
-        if let Some(at) = self.links.values().filter_map(Link::gives_up_at).min() {
-            timeout = timeout.min(at.saturating_duration_since(Instant::now()));
-        }
-        let mut sockets: Vec<_> = self.links.values().map(Link::poll_fd).collect();
-        wait(&mut sockets, timeout);
+        let timeout = wake.map_or(Duration::from_secs(1), |wake| Duration::from_millis(wake.saturating_sub(now)));
+        let given_up = self.links.values().filter_map(Link::gives_up_at).min();
+        given_up.map_or(timeout, |at| timeout.min(at.saturating_duration_since(Instant::now())))
     }
 
     /// Moves bytes on all links; gives up those that broke. `true` if anything moved.
@@ -210,8 +214,8 @@ impl Engine {
         }
     }
 
-    /// Sends what is due. A call that finds its link full stays due; replies will make room.
-    fn send_due(&mut self) {
+    /// Sends what is due and says when that was. A call that finds its link full stays due; replies will make room.
+    fn send_due(&mut self) -> u64 {
         let now = self.now();
         let due: Vec<_> = self.queue.range(..=(now, u64::MAX)).copied().collect();
         let mut unreachable = None;
@@ -229,6 +233,7 @@ impl Engine {
                 }
             }
         }
+        now
     }
 
     fn send(&mut self, key: (u64, u64), call: &Call, left_ms: u64, target: Target) {
@@ -377,4 +382,32 @@ fn open_any(addresses: &[SocketAddr], timeout: Duration, options: &ClientOptions
 /// Whole milliseconds, rounded up, so that no pause becomes a spin.
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FakeServer;
+
+    /// A retry became due between sending what was due and computing how long to wait. It counted as sent already, so
+    /// the client slept until the call's deadline.
+    #[test]
+    fn what_became_due_since_the_last_sending_is_not_slept_through() {
+        let server = FakeServer::start(1, 1);
+        let address = server.address().parse().expect("an address");
+        let mut engine = Engine::connect(vec![address], ClientOptions::default()).expect("it listens");
+        let call = Call {
+            message: crate::frame::MessageType::Status,
+            body: crate::body::archive(&crate::schema::StatusRequest { verbose: false }),
+            shard: ShardId::ANY,
+            session: SessionId::NONE,
+            sequence: 0,
+        };
+        let (deadline, alive) = (1_000_000, Weak::new());
+        engine.entries.insert(1, Entry { call, deadline, attempts: 1, last: None, answer: None, alive });
+        engine.queue.insert((5, 1));
+        assert_eq!(engine.patience(3, 3), Duration::from_millis(2));
+        assert_eq!(engine.patience(4, 6), Duration::ZERO);
+        assert_eq!(engine.patience(5, 6), Duration::from_millis(deadline - 6), "it was due and found no room");
+    }
 }

@@ -116,7 +116,8 @@ fn passing_errors_are_retried_and_lasting_ones_are_not() {
     server.script((0..20).map(|_| reject(ErrorCode::Overloaded)));
     let error = client.get("a", b"k").expect_err("ten attempts");
     assert_eq!(error.code(), Some(ErrorCode::Overloaded));
-    assert_eq!(server.world().requests[&0], 15);
+    let requests = server.world().requests[&0];
+    assert_eq!(requests, 15, "{error:?}");
 }
 
 #[test]
