@@ -9,6 +9,7 @@ use crate::types::{GroupId, Home, LogId, LogNumber, LogPosition, Lsn, SegmentId,
 use gristmill_shardexec::time::WallClock;
 
 const SEGMENT: SegmentId = SegmentId(0x0102_0304_0506_0708);
+const LOG_ID: LogId = LogId(*b"0123456789abcdef");
 const AT: LogPosition = LogPosition { term: 6, index: 41 };
 
 /// A header of `kind` with its payload fields unset.
@@ -30,7 +31,7 @@ pub(crate) fn header(kind: RecordKind, lsn: Lsn) -> RecordHeader {
 
 /// A whole record at offset 0 of the golden segment.
 fn record(mut header: RecordHeader, payload: &[u8]) -> Vec<u8> {
-    let crc = SegmentCrc::new(SEGMENT);
+    let crc = SegmentCrc::new(LOG_ID, SEGMENT);
     let mut bytes = vec![0; record_bytes(payload.len())];
     bytes[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + payload.len()].copy_from_slice(payload);
     header.payload_bytes = payload.len() as u32;
@@ -111,7 +112,7 @@ fn all() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     membership.extend_from_slice(b"voters 1 2 3");
     let segment = SegmentHeader {
         segment: SEGMENT,
-        log_id: LogId(*b"0123456789abcdef"),
+        log_id: LOG_ID,
         log: LogNumber(3),
         segment_bytes: 64 << 20,
         created: WallClock(1_700_000_000_000_000_000),
@@ -175,7 +176,7 @@ fn encoders_make_the_golden_bytes() {
 #[test]
 fn decoders_read_the_golden_records() {
     for (name, bytes, _) in all().split_off(1) {
-        let crc = SegmentCrc::new(SEGMENT);
+        let crc = SegmentCrc::new(LOG_ID, SEGMENT);
         let header = decode_header(&crc, &bytes, 0).expect(name);
         assert!(payload_intact(&crc, &bytes, &header), "{name}");
         assert_eq!(header.kind.name(), name);
@@ -191,7 +192,7 @@ fn decoders_read_the_golden_records() {
 
 #[test]
 fn any_flipped_bit_of_a_golden_record_is_seen() {
-    let crc = SegmentCrc::new(SEGMENT);
+    let crc = SegmentCrc::new(LOG_ID, SEGMENT);
     for (name, bytes, _) in all().split_off(1) {
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();

@@ -162,17 +162,17 @@ pub const fn record_bytes(payload_bytes: usize) -> usize {
     RECORD_HEADER_BYTES + payload_bytes.next_multiple_of(RECORD_ALIGN)
 }
 
-/// Reads the header at `offset` of the segment that `crc` belongs to.
+/// Reads the header at the start of `bytes`, which come from `offset` of the segment that `crc` is for and reach at most to its end.
 ///
 /// # Panics
-/// When fewer than 64 bytes are left.
+/// When fewer than 64 bytes are given.
 pub fn decode_header(crc: &SegmentCrc, bytes: &[u8], offset: usize) -> Result<RecordHeader, HeaderFault> {
-    let raw = &bytes[offset..offset + RECORD_HEADER_BYTES];
+    let raw = &bytes[..RECORD_HEADER_BYTES];
     let segment = SegmentId(u64_at(raw, 16));
     let named_offset = u32_at(raw, 24);
     let found = u32_at(raw, 0);
     if segment != crc.segment() || named_offset as usize != offset {
-        return Err(elsewhere(raw, segment, named_offset));
+        return Err(elsewhere(crc, raw, segment, named_offset));
     }
     let computed = crc.of(&raw[4..]);
     if found != computed {
@@ -198,31 +198,35 @@ pub fn decode_header(crc: &SegmentCrc, bytes: &[u8], offset: usize) -> Result<Re
         index: u64_at(raw, 48),
         token: FencingToken::from_raw(u64_at(raw, 56)),
     };
-    if header.record_bytes() > bytes.len() - offset {
+    if header.record_bytes() > bytes.len() {
         return Err(HeaderFault::Field("payload length"));
     }
     Ok(header)
 }
 
-fn elsewhere(raw: &[u8], segment: SegmentId, offset: u32) -> HeaderFault {
+fn elsewhere(crc: &SegmentCrc, raw: &[u8], segment: SegmentId, offset: u32) -> HeaderFault {
     if raw.iter().all(|&byte| byte == 0) {
         HeaderFault::Zero
-    } else if SegmentCrc::new(segment).of(&raw[4..]) == u32_at(raw, 0) {
+    } else if crc.sibling(segment).of(&raw[4..]) == u32_at(raw, 0) {
         HeaderFault::Elsewhere { segment, offset }
     } else {
         HeaderFault::Garbage
     }
 }
 
-/// Whether payload and padding of the record at `header.offset` match their CRC.
+/// Whether payload and padding match their CRC. `bytes` start with the header.
 pub fn payload_intact(crc: &SegmentCrc, bytes: &[u8], header: &RecordHeader) -> bool {
-    let start = header.offset as usize + RECORD_HEADER_BYTES;
-    crc.of(&bytes[start..header.offset as usize + header.record_bytes()]) == header.payload_crc
+    crc.of(&bytes[RECORD_HEADER_BYTES..header.record_bytes()]) == header.payload_crc
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::LogId;
+
+    fn crc_of(segment: SegmentId) -> SegmentCrc {
+        SegmentCrc::new(LogId([9; 16]), segment)
+    }
 
     fn header() -> RecordHeader {
         RecordHeader {
@@ -242,44 +246,44 @@ mod tests {
 
     fn encoded() -> Vec<u8> {
         let mut bytes = vec![0; 256];
-        header().encode(&SegmentCrc::new(SegmentId(5)), &mut bytes[64..]);
+        header().encode(&crc_of(SegmentId(5)), &mut bytes[64..]);
         bytes
     }
 
     #[test]
     fn a_header_reads_back_where_it_was_written() {
-        let crc = SegmentCrc::new(SegmentId(5));
-        assert_eq!(decode_header(&crc, &encoded(), 64), Ok(header()));
+        let crc = crc_of(SegmentId(5));
+        assert_eq!(decode_header(&crc, &encoded()[64..], 64), Ok(header()));
         assert_eq!(header().record_bytes(), 64 + 32);
-        assert_eq!(decode_header(&crc, &encoded(), 128), Err(HeaderFault::Zero));
+        assert_eq!(decode_header(&crc, &encoded()[128..], 128), Err(HeaderFault::Zero));
     }
 
     #[test]
     fn a_misdirected_or_stale_header_names_where_it_belongs() {
         let elsewhere = Err(HeaderFault::Elsewhere { segment: SegmentId(5), offset: 64 });
-        assert_eq!(decode_header(&SegmentCrc::new(SegmentId(6)), &encoded(), 64), elsewhere);
+        assert_eq!(decode_header(&crc_of(SegmentId(6)), &encoded()[64..], 64), elsewhere);
         let mut moved = vec![0; 256];
         moved[..64].copy_from_slice(&encoded()[64..128]);
-        assert_eq!(decode_header(&SegmentCrc::new(SegmentId(5)), &moved, 0), elsewhere);
+        assert_eq!(decode_header(&crc_of(SegmentId(5)), &moved, 0), elsewhere);
     }
 
     #[test]
     fn any_flipped_bit_of_a_header_is_seen() {
-        let crc = SegmentCrc::new(SegmentId(5));
+        let crc = crc_of(SegmentId(5));
         for bit in 64 * 8..128 * 8 {
             let mut bytes = encoded();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let fault = decode_header(&crc, &bytes, 64).expect_err("detected");
+            let fault = decode_header(&crc, &bytes[64..], 64).expect_err("detected");
             assert!(matches!(fault, HeaderFault::Crc { .. } | HeaderFault::Garbage), "bit {bit}: {fault}");
         }
     }
 
     #[test]
     fn a_length_past_the_segment_is_refused() {
-        let crc = SegmentCrc::new(SegmentId(5));
+        let crc = crc_of(SegmentId(5));
         let mut bytes = encoded();
         RecordHeader { payload_bytes: 1 << 20, ..header() }.encode(&crc, &mut bytes[64..]);
-        assert_eq!(decode_header(&crc, &bytes, 64), Err(HeaderFault::Field("payload length")));
+        assert_eq!(decode_header(&crc, &bytes[64..], 64), Err(HeaderFault::Field("payload length")));
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl SegmentHeader {
         put(&mut out, 48, &self.segment_bytes.to_le_bytes());
         put(&mut out, 56, &self.created.0.to_le_bytes());
         put(&mut out, 64, LABEL);
-        let crc = Self::crc(self.segment, &out);
+        let crc = Self::crc(&out);
         put(&mut out, 8, &crc.to_le_bytes());
         out
     }
@@ -110,7 +110,7 @@ impl SegmentHeader {
         }
         let revision = Revision { major: u16_at(block, 4), minor: u16_at(block, 6) };
         let segment = SegmentId(u64_at(block, 16));
-        let (found, computed) = (u32_at(block, 8), Self::crc(segment, block));
+        let (found, computed) = (u32_at(block, 8), Self::crc(block));
         if revision != REVISION {
             return Err(SegmentHeaderFault::Revision { found: revision });
         }
@@ -145,11 +145,11 @@ impl SegmentHeader {
     }
 
     /// Over the block without the CRC field itself.
-    fn crc(segment: SegmentId, block: &[u8; BLOCK_BYTES]) -> u32 {
+    fn crc(block: &[u8; BLOCK_BYTES]) -> u32 {
         let mut covered = [0; BLOCK_BYTES - 4];
         covered[..8].copy_from_slice(&block[..8]);
         covered[8..].copy_from_slice(&block[12..]);
-        SegmentCrc::new(segment).of(&covered)
+        SegmentCrc::new(LogId(array_at(block, 24)), SegmentId(u64_at(block, 16))).of(&covered)
     }
 }
 

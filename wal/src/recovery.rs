@@ -1,0 +1,478 @@
+//! Opening a log: scan, judge, rebuild, cut.
+//!
+//! ```text
+//!   names ─► headers, marks ─► scan each segment (beside the core) ─► verdict
+//!                                                                       ├─ corrupt: error, bytes untouched
+//!                                                                       └─ clean, torn: sync ─► zero the cut ─► free later segments
+//! ```
+//!
+//! Nothing is written before the verdict. What was read is synced before it counts as durable: a process that died between a write and
+//! its flush leaves bytes that only the device's cache holds.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use gristmill_shardexec::fs::{self, FileKind};
+use gristmill_shardexec::offload;
+use gristmill_shardexec::random::fill_random;
+use gristmill_shardexec::time::Instant;
+
+use crate::error::{Foreign, WalError};
+use crate::file::{
+    FileName, LogShape, SegmentFile, adopt_spare, create_spare, free_segment, open_segment, parse_name, segment_name,
+    sync_dir,
+};
+use crate::format::{RecordHeader, SegmentCrc, SegmentHeader, SegmentHeaderFault};
+use crate::inner::{Resume, Spare, Told};
+use crate::limits::{BLOCK_BYTES, DATA_OFFSET};
+use crate::options::WalOptions;
+use crate::scan::{BatchSink, Damage, DamageKind, GoodBatch, LogScan, MARK_SLOTS, MarkSlot, Verdict, read_mark};
+use crate::state::{LogState, ReplayFault};
+use crate::types::{LogId, LogNumber, Lsn, SegmentId};
+
+/// What opening a log found and did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// The log's directory.
+    pub dir: PathBuf,
+    /// The log's random name.
+    pub log_id: LogId,
+    /// The log was created now.
+    pub created: bool,
+    /// Writes bypass the page cache.
+    pub direct: bool,
+    /// Segments replayed.
+    pub segments: usize,
+    /// Batches replayed.
+    pub batches: u64,
+    /// Records replayed.
+    pub records: u64,
+    /// Live entries found.
+    pub entries: u64,
+    /// Groups found, retired ones included.
+    pub groups: usize,
+    /// Last record of the log.
+    pub last_lsn: Lsn,
+    /// Highest LSN that trailers and marks prove durable.
+    pub proven_lsn: Lsn,
+    /// The torn tail that was cut, if there was one.
+    pub torn: Option<TornTail>,
+    /// Marks that could not be read. They lose nothing.
+    pub damaged_marks: Vec<(PathBuf, Damage)>,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// A tail that a crash left half written. None of it was acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TornTail {
+    /// File that the log now ends in.
+    pub path: PathBuf,
+    /// Where it ends, in bytes.
+    pub offset: u64,
+    /// Bytes zeroed behind that.
+    pub bytes_zeroed: u64,
+    /// Later segments that were dropped.
+    pub segments_dropped: usize,
+    /// What was found first.
+    pub damage: Damage,
+}
+
+/// Where a long recovery stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Segments replayed.
+    pub segments_done: usize,
+    /// Segments in all.
+    pub segments_total: usize,
+    /// Records replayed.
+    pub records: u64,
+}
+
+/// Segment files of a log, their headers checked.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub segments: BTreeMap<SegmentId, SegmentHeader>,
+    pub spares: Vec<PathBuf>,
+    /// Highest number in any name or header.
+    pub highest: SegmentId,
+    /// Highest oldest segment named by a mark.
+    pub oldest: SegmentId,
+    pub log_id: Option<LogId>,
+    pub segment_bytes: u64,
+}
+
+/// Rebuilds the state from good batches.
+#[derive(Debug, Default)]
+struct Replay {
+    state: LogState,
+    /// Last LSN of each segment.
+    ends: Vec<(SegmentId, Lsn)>,
+}
+
+impl BatchSink for Replay {
+    fn segment(&mut self, segment: SegmentId) {
+        self.ends.push((segment, Lsn(0)));
+    }
+
+    fn batch(&mut self, batch: &GoodBatch<'_>) -> Result<(), Box<(RecordHeader, ReplayFault)>> {
+        let segment = batch.trailer.segment;
+        if self.state.segments.back().is_none_or(|life| life.segment != segment) {
+            self.state.open_segment(segment);
+        }
+        for header in batch.records {
+            self.state.replay(header, batch.bytes).map_err(|fault| Box::new((*header, fault)))?;
+        }
+        self.ends.last_mut().expect("a segment was announced").1 = batch.trailer.lsn;
+        Ok(())
+    }
+}
+
+/// Opens or creates the log in `dir`.
+pub(crate) async fn recover(
+    dir: &Path,
+    log: LogNumber,
+    options: &WalOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(LogShape, Resume, RecoveryReport), WalError> {
+    let began = Instant::now();
+    fs::create_dir_all(dir).await.map_err(|error| WalError::io("create", dir, &error))?;
+    let listing = list(dir, Some(log)).await?;
+    let shape = LogShape {
+        dir: dir.to_owned(),
+        log_id: listing.log_id.unwrap_or_else(draw_log_id),
+        log,
+        segment_bytes: if listing.segments.is_empty() { options.segment_bytes } else { listing.segment_bytes },
+        direct: options.direct,
+    };
+    if listing.segments.is_empty() {
+        return create(shape, listing, began).await;
+    }
+    let (scan, replay) = scan_from_oldest(&shape, &listing, progress).await?;
+    judge(&shape, &listing, &scan, &replay)?;
+    resume(shape, listing, scan, replay, began).await
+}
+
+fn draw_log_id() -> LogId {
+    let mut id = [0; 16];
+    fill_random(&mut id);
+    LogId(id)
+}
+
+/// Lists the directory and checks every header; changes nothing.
+pub(crate) async fn list(dir: &Path, log: Option<LogNumber>) -> Result<Listing, WalError> {
+    let entries = fs::read_dir(dir).await.map_err(|error| WalError::io("list", dir, &error))?;
+    let mut listing = Listing {
+        segments: BTreeMap::new(),
+        spares: Vec::new(),
+        highest: SegmentId(0),
+        oldest: SegmentId(0),
+        log_id: None,
+        segment_bytes: 0,
+    };
+    for entry in entries {
+        let path = dir.join(&entry.name);
+        // A mount point brings its own directory.
+        if entry.kind == FileKind::Dir && entry.name == "lost+found" {
+            continue;
+        }
+        match entry.name.to_str().and_then(parse_name).filter(|_| entry.kind == FileKind::File) {
+            Some(FileName::Segment(id)) => {
+                listing.highest = listing.highest.max(id);
+                check_segment(&path, id, log, &mut listing).await?;
+            }
+            Some(FileName::Spare(id)) => {
+                listing.highest = listing.highest.max(id);
+                let header = check_spare(&path).await?;
+                listing.highest = listing.highest.max(header.map_or(SegmentId(0), |header| header.segment));
+                listing.spares.push(path);
+            }
+            None => return Err(WalError::Foreign { path, reason: Foreign::Name }),
+        }
+    }
+    Ok(listing)
+}
+
+async fn read_head(path: &Path) -> Result<(Vec<u8>, u64), WalError> {
+    let failed = |error: &std::io::Error| WalError::io("read", path, error);
+    let file = fs::File::open(path).await.map_err(|error| failed(&error))?;
+    let len = file.metadata().await.map_err(|error| failed(&error))?.len;
+    let (read, mut head) = file.read_at(vec![0; DATA_OFFSET], 0).await;
+    head.truncate(read.map_err(|error| failed(&error))?);
+    Ok((head, len))
+}
+
+async fn check_segment(
+    path: &Path,
+    id: SegmentId,
+    log: Option<LogNumber>,
+    listing: &mut Listing,
+) -> Result<(), WalError> {
+    let foreign = |reason| WalError::Foreign { path: path.to_owned(), reason };
+    let field = |field, found, expected| foreign(Foreign::Field { field, found, expected });
+    let (head, len) = read_head(path).await?;
+    let header = match SegmentHeader::decode(&head) {
+        Ok(header) => header,
+        Err(fault @ SegmentHeaderFault::Magic { .. }) => return Err(foreign(Foreign::Header(fault))),
+        Err(SegmentHeaderFault::Revision { found }) => return Err(foreign(Foreign::Revision(found))),
+        Err(fault) => {
+            let kind = DamageKind::SegmentHeader(fault);
+            let damage = Box::new(Damage { segment: id, offset: 0, bytes: BLOCK_BYTES as u64, kind, lsn: Lsn(0) });
+            return Err(WalError::Corrupt { path: path.to_owned(), damage });
+        }
+    };
+    let expected = *listing.log_id.get_or_insert(header.log_id);
+    if header.log_id != expected {
+        return Err(foreign(Foreign::OtherLog { found: header.log_id, expected }));
+    }
+    if header.segment != id {
+        return Err(field("segment", header.segment.0, id.0));
+    }
+    if let Some(log) = log.filter(|log| *log != header.log) {
+        return Err(field("log number", u64::from(header.log.0), u64::from(log.0)));
+    }
+    if listing.segment_bytes != 0 && header.segment_bytes != listing.segment_bytes {
+        return Err(field("segment size", header.segment_bytes, listing.segment_bytes));
+    }
+    if len != header.segment_bytes {
+        return Err(field("file length", len, header.segment_bytes));
+    }
+    listing.segment_bytes = header.segment_bytes;
+    let crc = SegmentCrc::new(header.log_id, id);
+    for slot in MARK_SLOTS {
+        if let MarkSlot::Valid(_, seal) = read_mark(&crc, &head, slot) {
+            listing.oldest = listing.oldest.max(seal.oldest_segment);
+        }
+    }
+    listing.segments.insert(id, header);
+    Ok(())
+}
+
+/// A spare holds nothing that is needed, but it must be ours: zeros at its head, or a segment's header.
+async fn check_spare(path: &Path) -> Result<Option<SegmentHeader>, WalError> {
+    let (head, _) = read_head(path).await?;
+    match SegmentHeader::decode(&head) {
+        Ok(header) => Ok(Some(header)),
+        Err(SegmentHeaderFault::Magic { found }) if head.iter().any(|&byte| byte != 0) => {
+            let reason = Foreign::Header(SegmentHeaderFault::Magic { found });
+            Err(WalError::Foreign { path: path.to_owned(), reason })
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+async fn create(
+    shape: LogShape,
+    listing: Listing,
+    began: Instant,
+) -> Result<(LogShape, Resume, RecoveryReport), WalError> {
+    // Half-made files of an earlier try: their sizes may differ, so they are made anew.
+    remove_all(&listing.spares).await?;
+    let first = SegmentId(listing.highest.0 + 1);
+    let spare = create_spare(&shape, first).await?;
+    let file = adopt_spare(&shape, &spare, first).await?;
+    if let Some(parent) = shape.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        sync_dir(parent).await?;
+    }
+    let mut state = LogState::default();
+    state.open_segment(first);
+    let report = report(&shape, &LogScan::default(), &state, file.is_direct(), began);
+    let resume = Resume {
+        state,
+        files: BTreeMap::from([(first, file)]),
+        spares: Vec::new(),
+        next_segment: SegmentId(first.0 + 1),
+        segment: first,
+        offset: DATA_OFFSET,
+        last_lsn: Lsn(0),
+        previous: LogScan::default().good_hash,
+        told: Told::default(),
+        mark_sequence: 0,
+    };
+    Ok((shape, resume, RecoveryReport { created: true, ..report }))
+}
+
+async fn remove_all(paths: &[PathBuf]) -> Result<(), WalError> {
+    for path in paths {
+        fs::remove_file(path).await.map_err(|error| WalError::io("remove", path, &error))?;
+    }
+    Ok(())
+}
+
+/// Scans the segments from the oldest one needed. When a damage turns out to lie in a segment that a later one declares unneeded, scans
+/// again from there.
+async fn scan_from_oldest(
+    shape: &LogShape,
+    listing: &Listing,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(LogScan, Replay), WalError> {
+    let mut from = listing.oldest;
+    loop {
+        let (scan, replay) = scan_from(shape, listing, from, progress).await?;
+        let unneeded = scan.damages.first().is_some_and(|damage| damage.segment < scan.oldest_segment);
+        if !unneeded || scan.oldest_segment <= from {
+            return Ok((scan, replay));
+        }
+        from = scan.oldest_segment;
+    }
+}
+
+async fn scan_from(
+    shape: &LogShape,
+    listing: &Listing,
+    from: SegmentId,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(LogScan, Replay), WalError> {
+    let mut pair = (LogScan::default(), Replay::default());
+    let total = listing.segments.range(from..).count();
+    for (done, (&id, _)) in listing.segments.range(from..).enumerate() {
+        let path = shape.dir.join(segment_name(id));
+        let bytes = read_whole(shape, id).await?;
+        let crc = SegmentCrc::new(shape.log_id, id);
+        let (mut scan, mut replay) = pair;
+        pair = offload(move || {
+            scan.segment(crc, &bytes, &mut replay);
+            (scan, replay)
+        })
+        .await
+        .map_err(|error| WalError::io("scan", &path, &std::io::Error::other(error.to_string())))?;
+        progress(Progress { segments_done: done + 1, segments_total: total, records: pair.0.records });
+    }
+    Ok(pair)
+}
+
+async fn read_whole(shape: &LogShape, id: SegmentId) -> Result<gristmill_shardexec::buf::AlignedBuf, WalError> {
+    open_segment(shape, id).await?.read(0, shape.segment_bytes as usize).await
+}
+
+fn judge(shape: &LogShape, listing: &Listing, scan: &LogScan, replay: &Replay) -> Result<(), WalError> {
+    let missing = |segment| Err(WalError::MissingSegment { dir: shape.dir.clone(), segment });
+    if scan.oldest_segment.0 > 0 && !listing.segments.contains_key(&scan.oldest_segment) {
+        return missing(scan.oldest_segment);
+    }
+    if scan.verdict() == Verdict::Corrupt {
+        let damage = Box::new(scan.corruption());
+        return Err(WalError::Corrupt { path: shape.dir.join(segment_name(damage.segment)), damage });
+    }
+    if !replay.state.gaps().is_empty() {
+        let oldest = listing.segments.keys().next().expect("a log has segments");
+        return missing(SegmentId(oldest.0.saturating_sub(1)));
+    }
+    Ok(())
+}
+
+async fn resume(
+    shape: LogShape,
+    listing: Listing,
+    scan: LogScan,
+    mut replay: Replay,
+    began: Instant,
+) -> Result<(LogShape, Resume, RecoveryReport), WalError> {
+    let current = scan.good_end.segment;
+    if replay.state.segments.is_empty() {
+        replay.state.open_segment(current);
+    }
+    let oldest = replay.state.segments.front().expect("just opened").segment.max(scan.oldest_segment);
+    let mut files = BTreeMap::new();
+    for id in listing.segments.range(oldest..=current).map(|(id, _)| *id) {
+        files.insert(id, open_segment(&shape, id).await?);
+    }
+    // What is below the oldest needed segment is free already.
+    let durable = scan.good_lsn;
+    replay.state.forget_below(oldest);
+    sync_unproven(&files, &replay, &scan).await?;
+    let file = Rc::clone(&files[&current]);
+    let torn = cut(&shape, &listing, &scan, &file).await?;
+    let mut spares: Vec<_> = listing.spares.iter().map(|path| Spare { path: path.clone(), was: None }).collect();
+    let unneeded: Vec<_> = listing.segments.keys().filter(|id| **id < oldest || **id > current).copied().collect();
+    for id in unneeded {
+        spares.push(Spare { path: free_segment(&shape, id).await?, was: None });
+    }
+    sync_dir(&shape.dir).await?;
+    let mut usable = Vec::new();
+    for spare in spares {
+        match fs::metadata(&spare.path).await {
+            Ok(found) if found.len == shape.segment_bytes => usable.push(spare),
+            _ => remove_all(&[spare.path]).await?,
+        }
+    }
+    let mark_sequence = read_mark_sequence(&file).await?;
+    let report = RecoveryReport { torn, ..report(&shape, &scan, &replay.state, file.is_direct(), began) };
+    let resume = Resume {
+        state: replay.state,
+        files,
+        spares: usable,
+        next_segment: SegmentId(listing.highest.0 + 1),
+        segment: current,
+        offset: scan.good_end.offset as usize,
+        last_lsn: durable,
+        previous: scan.good_hash,
+        told: Told { durable: scan.proven, oldest },
+        mark_sequence,
+    };
+    Ok((shape, resume, report))
+}
+
+/// Makes durable what is about to count as such.
+async fn sync_unproven(
+    files: &BTreeMap<SegmentId, Rc<SegmentFile>>,
+    replay: &Replay,
+    scan: &LogScan,
+) -> Result<(), WalError> {
+    for (segment, last) in &replay.ends {
+        if let Some(file) = files.get(segment).filter(|_| *last > scan.proven) {
+            file.sync().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Zeroes what lies behind the last good batch, if anything of this life does.
+async fn cut(
+    shape: &LogShape,
+    listing: &Listing,
+    scan: &LogScan,
+    file: &SegmentFile,
+) -> Result<Option<TornTail>, WalError> {
+    let Some(damage) = scan.damages.first() else { return Ok(None) };
+    assert_eq!(scan.verdict(), Verdict::Torn, "judged before");
+    let bytes_zeroed = file.zero(scan.good_end.offset, shape.segment_bytes).await?;
+    Ok(Some(TornTail {
+        path: file.path.clone(),
+        offset: scan.good_end.offset,
+        bytes_zeroed,
+        segments_dropped: listing.segments.range(SegmentId(file.segment.0 + 1)..).count(),
+        damage: damage.clone(),
+    }))
+}
+
+async fn read_mark_sequence(file: &SegmentFile) -> Result<u64, WalError> {
+    let head = file.read(0, DATA_OFFSET).await?;
+    let sequences = MARK_SLOTS.iter().map(|slot| match read_mark(&file.crc, &head, *slot) {
+        MarkSlot::Valid(_, seal) => seal.mark_sequence,
+        _ => 0,
+    });
+    Ok(sequences.max().unwrap_or(0))
+}
+
+fn report(shape: &LogShape, scan: &LogScan, state: &LogState, direct: bool, began: Instant) -> RecoveryReport {
+    let place = |damage: &Damage| (shape.dir.join(segment_name(damage.segment)), damage.clone());
+    RecoveryReport {
+        dir: shape.dir.clone(),
+        log_id: shape.log_id,
+        created: false,
+        direct,
+        segments: state.segments.len(),
+        batches: scan.batches,
+        records: scan.records,
+        entries: state.live_entries,
+        groups: state.groups.len(),
+        last_lsn: scan.good_lsn,
+        proven_lsn: scan.proven,
+        torn: None,
+        damaged_marks: scan.mark_damages.iter().map(place).collect(),
+        duration: began.elapsed(),
+    }
+}
