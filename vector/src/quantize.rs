@@ -81,8 +81,9 @@ pub fn normalise(vector: &mut [f32]) -> Result<(), VectorError> {
     if length == 0.0 {
         return Err(VectorError::ZeroLength);
     }
+    let inverse = 1.0 / length;
     for value in vector {
-        *value = (f64::from(*value) / length) as f32;
+        *value = (f64::from(*value) * inverse) as f32;
     }
     Ok(())
 }
@@ -90,6 +91,12 @@ pub fn normalise(vector: &mut [f32]) -> Result<(), VectorError> {
 /// Euclidean length in f64, which squares of f32 neither overflow nor underflow.
 fn length(vector: &[f32]) -> f64 {
     sum_lanes(vector, |&value| f64::from(value) * f64::from(value)).sqrt()
+}
+
+/// Magnitude of the largest component of a checked vector. The bits of finite floats without their sign order as the floats do, and integers
+/// have a SIMD maximum without regard for NaN.
+fn max_abs(vector: &[f32]) -> f32 {
+    f32::from_bits(vector.iter().fold(0, |max, value| max.max(value.abs().to_bits())))
 }
 
 /// A sum in a fixed order that compilers can vectorise.
@@ -162,7 +169,7 @@ impl Quantizer {
 
     /// The smallest exponent that codes a checked vector without clamping; none for zeros, which any exponent codes.
     pub fn exponent_needed(vector: &[f32]) -> Option<i8> {
-        let max_abs = vector.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
+        let max_abs = max_abs(vector);
         if max_abs == 0.0 {
             return None;
         }
@@ -223,7 +230,7 @@ pub struct QueryCode {
 impl QueryCode {
     /// Codes a checked query.
     pub fn new(query: &[f32]) -> Self {
-        let max_abs = query.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
+        let max_abs = max_abs(query);
         // A scale that underflows to 0, or a query of zeros, still needs a scale; 1 codes both as zeros, and the error bound says so.
         let scale = max_abs / f32::from(CODE_MAX);
         let scale = if scale.is_normal() && (1.0 / scale).is_finite() { scale } else { 1.0 };

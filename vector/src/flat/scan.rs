@@ -19,7 +19,7 @@ use crate::top::TopK;
 use crate::{Allowed, Hit, Progress};
 
 /// Candidates that wait at most, at least; four for each hit otherwise.
-const CANDIDATES_MIN: usize = 512;
+const CANDIDATES_MIN: usize = 128;
 
 /// Rows of codes that cost as much time as one f32 product with a vector that is not in the cache.
 const RERANK_COST_ROWS: usize = 8;

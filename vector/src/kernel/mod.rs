@@ -33,9 +33,6 @@ pub const CODES_MAX: usize = (i32::MAX / (128 * 128)) as usize;
 /// Lanes over which an f32 product is summed, on every machine: four 512-bit registers.
 pub const F32_LANES: usize = 64;
 
-/// Rows scored together against one query: the query is loaded once for them, and their latencies overlap.
-pub const ROWS_AT_ONCE: usize = 4;
-
 /// The kernels of one instruction set. Copy it around: it is a resolved choice, not a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel(Arch);

@@ -6,7 +6,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{F32_LANES, ROWS_AT_ONCE, fold_16};
+use super::{F32_LANES, fold_16};
 
 /// Codes in a register.
 const WIDTH: usize = 16;
@@ -47,67 +47,35 @@ impl Neon {
 
 #[target_feature(enable = "neon")]
 fn rows_impl(query: &[i8], rows: &[i8], out: &mut [i32]) {
-    let dimension = query.len();
-    let (out_groups, out_tail) = out.as_chunks_mut::<ROWS_AT_ONCE>();
-    let mut groups = rows.chunks_exact(ROWS_AT_ONCE * dimension);
-    for (group, out) in groups.by_ref().zip(out_groups) {
-        let (r0, rest) = group.split_at(dimension);
-        let (r1, rest) = rest.split_at(dimension);
-        let (r2, r3) = rest.split_at(dimension);
-        *out = dot_4(query, [r0, r1, r2, r3]);
-    }
-    for (row, out) in groups.remainder().chunks_exact(dimension).zip(out_tail) {
+    for (row, out) in rows.chunks_exact(query.len()).zip(out) {
         *out = dot_impl(query, row);
     }
 }
 
 #[target_feature(enable = "neon")]
 fn gather_impl(query: &[i8], codes: &[i8], chosen: &[u32], out: &mut [i32]) {
-    let dimension = query.len();
-    let row = |row: u32| &codes[row as usize * dimension..][..dimension];
-    let (out_groups, out_tail) = out.as_chunks_mut::<ROWS_AT_ONCE>();
-    let (groups, tail) = chosen.as_chunks::<ROWS_AT_ONCE>();
-    for (group, out) in groups.iter().zip(out_groups) {
-        *out = dot_4(query, group.map(row));
+    for (&row, out) in chosen.iter().zip(out) {
+        *out = dot_impl(query, &codes[row as usize * query.len()..][..query.len()]);
     }
-    for (&one, out) in tail.iter().zip(out_tail) {
-        *out = dot_impl(query, row(one));
-    }
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn dot_4(query: &[i8], rows: [&[i8]; ROWS_AT_ONCE]) -> [i32; ROWS_AT_ONCE] {
-    let (query_blocks, query_tail) = query.as_chunks::<WIDTH>();
-    let rows = rows.map(|row| row.as_chunks::<WIDTH>());
-    let row_blocks = rows.map(|(blocks, _)| &blocks[..query_blocks.len()]);
-    let mut sums = [vdupq_n_s32(0); ROWS_AT_ONCE];
-    for (index, block) in query_blocks.iter().enumerate() {
-        let block = load(block);
-        for (sum, row) in sums.iter_mut().zip(&row_blocks) {
-            *sum = add_products(*sum, load(&row[index]), block);
-        }
-    }
-    if !query_tail.is_empty() {
-        let block = load(&pad(query_tail));
-        for (sum, (_, tail)) in sums.iter_mut().zip(&rows) {
-            *sum = add_products(*sum, load(&pad(tail)), block);
-        }
-    }
-    let [a, b, c, d] = sums;
-    [vaddvq_s32(a), vaddvq_s32(b), vaddvq_s32(c), vaddvq_s32(d)]
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
 fn dot_impl(a: &[i8], b: &[i8]) -> i32 {
-    let (a_blocks, a_tail) = a.as_chunks::<WIDTH>();
-    let (b_blocks, b_tail) = b.as_chunks::<WIDTH>();
-    let mut sum = vdupq_n_s32(0);
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
-        sum = add_products(sum, load(a), load(b));
+    let (a_pairs, a_tail) = a.as_chunks::<{ 2 * WIDTH }>();
+    let (b_pairs, b_tail) = b.as_chunks::<{ 2 * WIDTH }>();
+    // Two sums, so that one addition need not wait for the one before.
+    let (mut even, mut odd) = (vdupq_n_s32(0), vdupq_n_s32(0));
+    for (a, b) in a_pairs.iter().zip(b_pairs) {
+        let (a, _) = a.as_chunks::<WIDTH>();
+        let (b, _) = b.as_chunks::<WIDTH>();
+        even = add_products(even, load(&a[0]), load(&b[0]));
+        odd = add_products(odd, load(&a[1]), load(&b[1]));
     }
-    vaddvq_s32(add_products(sum, load(&pad(a_tail)), load(&pad(b_tail))))
+    for (a, b) in a_tail.chunks(WIDTH).zip(b_tail.chunks(WIDTH)) {
+        even = add_products(even, load(&pad(a)), load(&pad(b)));
+    }
+    vaddvq_s32(vaddq_s32(even, odd))
 }
 
 /// Adds 16 products to four lanes.

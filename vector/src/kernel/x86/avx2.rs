@@ -7,8 +7,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{AHEAD_ROWS, GATHER, ROWS, prefetch, token_methods, walks};
-use crate::kernel::{F32_LANES, ROWS_AT_ONCE, fold_16};
+use super::{AHEAD_ROWS, GATHER, ROWS, ROWS_AT_ONCE, prefetch, token_methods, walks};
+use crate::kernel::{F32_LANES, fold_16};
 
 /// AVX2: Haswell, Zen and later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,8 +10,8 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{self, unpack};
-use super::{AHEAD_ROWS, GATHER, ROWS, prefetch, token_methods, walks};
-use crate::kernel::{F32_LANES, ROWS_AT_ONCE, fold_16};
+use super::{AHEAD_ROWS, GATHER, ROWS, ROWS_AT_ONCE, prefetch, token_methods, walks};
+use crate::kernel::{F32_LANES, fold_16};
 
 /// AVX-512 with VNNI: Ice Lake, Zen 4 and later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,9 @@ pub(super) use avx512::Avx512Vnni;
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
+/// Rows scored together: the sums of their lanes are made at once.
+const ROWS_AT_ONCE: usize = 4;
+
 /// How many rows ahead a gather asks for its rows: no hardware foresees those.
 const AHEAD_ROWS: usize = 8;
 
