@@ -24,6 +24,10 @@ use crate::{VectorError, kernel};
 pub const CODE_MAX: i8 = 127;
 
 /// Standard deviations of a unit vector's components (1/√d each) that exponent 0 keeps unclamped.
+///
+/// Measured on 100,000 sentence embeddings (all-MiniLM-L6-v2, 384-d), whose largest components have the median 3.2 and the 99.99th
+/// percentile 5.2: at 4, the mean error is least (0.0093), but 3.6 % of the rows are clamped, and the largest error of nearly every block of
+/// 64 is twice that; at 5, 0.03 % are clamped and the errors are 0.0113 to 0.0119; at 6, none and 0.0136.
 const UNIT_SPREAD: f32 = 5.0;
 
 /// Exponents that the rule may choose; accepted components need no more.

@@ -135,7 +135,7 @@ impl FlatSegment {
         }
         self.rule.add(Quantizer::exponent_needed(vector));
         let row = self.free_row();
-        self.refresh(self.chunk_of(row));
+        self.refresh();
         self.changes += 1;
         let (changes, slot, index) = (self.changes, self.slot_of(row), self.chunk_of(row));
         let encoded = self.chunks[index].fill(slot, id, changes, vector);
@@ -162,15 +162,11 @@ impl FlatSegment {
         row
     }
 
-    /// Codes at most one chunk anew: `needed` if it is stale, else the first stale one.
-    fn refresh(&mut self, needed: usize) {
+    /// Codes at most one chunk anew: the first whose scale is not the one that the rule wants.
+    fn refresh(&mut self) {
         let wanted = self.wanted_quantizer();
         if wanted.exponent() != self.fresh_exponent {
             (self.fresh_chunks, self.fresh_exponent) = (0, wanted.exponent());
-        }
-        if self.chunks[needed].quantizer() != wanted {
-            self.chunks[needed].requantize(wanted);
-            return;
         }
         while let Some(chunk) = self.chunks.get_mut(self.fresh_chunks) {
             if chunk.quantizer() != wanted {

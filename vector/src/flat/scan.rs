@@ -227,7 +227,7 @@ impl Scan {
     fn consider(&mut self, segment: &FlatSegment, chunk: &Chunk, bound: &Bound, row: u32, product: i32) {
         let slot = segment.slot_of(row);
         let upper = bound.upper(product, chunk.error(slot));
-        if upper >= self.top.floor() && chunk.is_live(slot) && chunk.born(slot) <= self.started {
+        if upper >= self.top.floor() && chunk.is_live(slot) {
             self.counters.candidates += 1;
             self.candidates.push(Candidate { upper, row });
         }
@@ -305,4 +305,56 @@ impl Scan {
 /// Whether a slot holds what it held when the search began.
 fn is_visible(segment: &FlatSegment, row: u32, started: u64) -> bool {
     segment.live_slot(row).is_some_and(|(chunk, slot)| chunk.born(slot) <= started)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantize::unit_max_abs;
+    use crate::{Kernel, Metric, VectorIndex};
+
+    /// Upper bound and score of the one row of a segment.
+    fn upper_and_score(segment: &FlatSegment, query: &[f32]) -> (f32, f32) {
+        let scan = segment.start(query, 1, Allowed::All).expect("a good query");
+        let chunk = &segment.chunks[0];
+        let product = segment.kernel.dot_i8(scan.code.codes(), chunk.row_codes(0, 1));
+        let upper = scan.bound(segment, chunk).upper(product, chunk.error(0));
+        (upper, segment.kernel.dot_f32(&scan.query, chunk.vector(0)))
+    }
+
+    /// The row's codes are exact and all its components lean with what the query lost: the bound's worst case on the query's side, which
+    /// random vectors come nowhere near.
+    #[test]
+    fn the_bound_holds_for_a_row_chosen_against_the_query() {
+        for dimension in [1, 7, 64, 384, 1000] {
+            let query: Vec<f32> = (0..dimension).map(|index| (1.0 + index as f32 * 0.73).sin() + 1e-3).collect();
+            let code = QueryCode::new(&query);
+            let lost = query.iter().zip(code.codes()).map(|(&value, &step)| value - f32::from(step) * code.scale);
+            let row: Vec<f32> = lost.map(|lost| unit_max_abs(dimension).copysign(lost)).collect();
+            let mut segment =
+                FlatSegment::new(dimension, Metric::InnerProduct, Kernel::detect()).expect("a good dimension");
+            segment.push(1, &row).expect("an acceptable vector");
+            assert!(segment.chunks[0].error(0) < 1e-6, "its codes are exact");
+            let (upper, score) = upper_and_score(&segment, &query);
+            assert!(upper >= score, "dimension {dimension}: {upper} < {score}");
+        }
+    }
+
+    /// The query's codes are exact and the row leans with it: the worst case on the row's side, clamping included.
+    #[test]
+    fn the_bound_holds_for_a_query_chosen_against_the_row() {
+        for dimension in [1, 7, 64, 384, 1000] {
+            for magnitude in [0.1, 1.0, 30.0] {
+                let row: Vec<f32> = (0..dimension).map(|index| (index as f32 * 1.37).cos() * magnitude).collect();
+                let mut segment =
+                    FlatSegment::new(dimension, Metric::InnerProduct, Kernel::detect()).expect("a good dimension");
+                segment.push(1, &row).expect("an acceptable vector");
+                let (chunk, scale) = (&segment.chunks[0], segment.chunks[0].quantizer().scale());
+                let lost = row.iter().zip(chunk.codes()).map(|(&value, &step)| value - f32::from(step) * scale);
+                let query: Vec<f32> = lost.map(|lost| 1.0_f32.copysign(lost)).collect();
+                let (upper, score) = upper_and_score(&segment, &query);
+                assert!(upper >= score, "dimension {dimension}, magnitude {magnitude}: {upper} < {score}");
+            }
+        }
+    }
 }

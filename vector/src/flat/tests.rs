@@ -156,12 +156,15 @@ fn a_few_outliers_do_not_spoil_the_scale_for_the_others() {
         spike[index] = 1.0;
         vectors[index * 100 + 50] = spike;
     }
-    let (segment, model) = filled(128, Metric::Cosine, &vectors, Kernel::detect());
+    let (mut segment, mut model) = filled(128, Metric::Cosine, &vectors, Kernel::detect());
     assert_eq!(segment.wanted_quantizer().exponent(), 0);
     assert_eq!(segment.rows_clamped(), 20);
     assert!(segment.components_clamped() == 20);
     let counters = model.check(&segment, &random.vector(128), 10, &Allowed::All);
     assert!(counters.rows_reranked < 300, "{counters:?}");
+    let spoilt = segment.chunks[0].block_error(0);
+    model.delete(&mut segment, 50);
+    assert!(segment.chunks[0].block_error(0) < spoilt / 2.0, "an outlier that went spoils its block no longer");
 }
 
 /// The data outgrow the scale after many rows were coded: chunk after chunk is coded anew while searches go on.
