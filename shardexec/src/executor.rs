@@ -230,12 +230,16 @@ fn spin(core: &Core, budget: Duration) -> bool {
     let mut looked = began;
     loop {
         core.look_for_work();
+        let now = core.loop_time();
         if core.has_runnable() {
-            core.spinner.borrow_mut().found_work();
+            core.spinner.borrow_mut().found_work(now);
             return true;
         }
-        let now = core.loop_time();
-        if now - began >= budget || !core.spinner.borrow_mut().looked(looked, now) {
+        if !core.spinner.borrow_mut().looked(looked, now) {
+            return false;
+        }
+        if now - began >= budget {
+            core.spinner.borrow_mut().lost(now);
             return false;
         }
         looked = now;

@@ -83,8 +83,8 @@ pub enum SpinPolicy {
     /// Park at once.
     #[default]
     Never,
-    /// Look for work for this long first; stop doing so for a while whenever the spinning thread turns out to have been
-    /// descheduled, which means that somebody else needs the CPU.
+    /// Look for work for this long first. Suspended for a while whenever the spinning thread turns out to have been
+    /// descheduled, or spins in vain again and again.
     For(Duration),
 }
 

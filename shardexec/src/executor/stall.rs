@@ -1,4 +1,7 @@
 //! Which tasks hold the core too long, and what else the executor counts.
+//!
+//! A stall is measured on the wall: on a machine with more runnable threads than CPUs, a poll during which the scheduler took
+//! the CPU away counts too. Many names with one stall each, and suspended spins beside them, tell of that.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -42,7 +45,7 @@ pub struct ExecutorStats {
     pub parks: u64,
     /// Idle times that ended with work while still spinning.
     pub spins_won: u64,
-    /// Times spinning was suspended because the CPU turned out to be shared.
+    /// Times spinning was suspended because it did not pay or the CPU turned out to be shared.
     pub spins_suspended: u64,
     /// Polls longer than the threshold.
     pub stalls: u64,
