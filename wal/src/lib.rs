@@ -29,6 +29,7 @@ pub mod format;
 mod group;
 mod index;
 mod inner;
+pub mod inspect;
 pub mod limits;
 mod options;
 mod read;

@@ -106,8 +106,8 @@ pub(crate) struct Listing {
 
 /// Rebuilds the state from good batches.
 #[derive(Debug, Default)]
-struct Replay {
-    state: LogState,
+pub(crate) struct Replay {
+    pub state: LogState,
     /// Last LSN of each segment.
     ends: Vec<(SegmentId, Lsn)>,
 }

@@ -520,7 +520,8 @@ impl LogScan {
     }
 
     fn damage(&mut self, segment: SegmentId, offset: usize, bytes: usize, kind: DamageKind) {
-        let lsn = self.expected.unwrap_or(Lsn(0));
+        // A batch stands or falls as a whole.
+        let lsn = self.open.records.first().map(|first| first.lsn).or(self.expected).unwrap_or(Lsn(0));
         self.damage_at(Place { segment, offset: offset as u64 }, bytes, kind, lsn);
     }
 

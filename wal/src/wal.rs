@@ -431,7 +431,7 @@ fn check_term(position: LogPosition) -> Result<(), WalError> {
     FencingToken::first_of_term(position.term).map(drop).map_err(WalError::Token)
 }
 
-fn group_state(group: &Group) -> GroupState {
+pub(crate) fn group_state(group: &Group) -> GroupState {
     GroupState {
         vote: group.vote,
         committed: group.committed,

@@ -1,0 +1,370 @@
+//! Damage: every flipped bit is found and named, every crash is survived, nothing acknowledged is lost silently.
+#![allow(clippy::disallowed_methods, reason = "tests look at files behind the log's back")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gristmill_shardexec::time::sleep;
+use gristmill_shardexec::yield_now;
+use gristmill_wal::format::{RecordKind, SegmentCrc, SegmentHeader, block_ceil};
+use gristmill_wal::inspect::{FindingClass, LogFiles, Verification, find_logs, verify};
+use gristmill_wal::limits::{BLOCK_BYTES, DATA_OFFSET};
+use gristmill_wal::scan::{BatchSink, GoodBatch, Item, LogScan, MARK_SLOTS, Verdict, Walk};
+use gristmill_wal::{GroupId, Home, Lsn, ReplayFault, SegmentId, Vote, WalError, WalOptions};
+use support::{Dir, append, indexes, open, open_path, position, run};
+
+const G: GroupId = GroupId(7);
+const H: GroupId = GroupId(8);
+
+/// A closed log with every kind of record in one segment. Returns its only file.
+fn small_log(dir: &Dir) -> PathBuf {
+    run(async {
+        let wal = open(dir).await;
+        wal.save_vote(G, Vote { term: 1, node: 1, ..Vote::default() }).await.expect("saved");
+        append(&wal, G, 1, 1..=4);
+        append(&wal, H, 1, 1..=2);
+        drop(wal.save_membership(G, position(1, 1), b"one voter"));
+        drop(wal.truncate_after(G, Some(position(1, 3))));
+        drop(wal.save_home(H, Home { epoch: 1, retired: false }));
+        wal.save_committed(G, Some(position(1, 2))).expect("saved");
+        wal.purge(G, position(1, 1)).await.expect("purged");
+        wal.close().await.expect("closed");
+    });
+    only_segment(&dir.log())
+}
+
+/// The segment that holds batches: of all files the one with the lowest id.
+fn only_segment(log: &Path) -> PathBuf {
+    let mut names: Vec<_> = std::fs::read_dir(log).expect("listed").map(|entry| entry.expect("entry").path()).collect();
+    names.retain(|path| path.extension().is_some_and(|extension| extension == "seg"));
+    names.sort();
+    names.swap_remove(0)
+}
+
+struct Nothing;
+
+impl BatchSink for Nothing {
+    fn segment(&mut self, _: SegmentId) {}
+    fn batch(&mut self, _: &GoodBatch<'_>) -> Result<(), Box<(gristmill_wal::format::RecordHeader, ReplayFault)>> {
+        Ok(())
+    }
+}
+
+fn crc_of(bytes: &[u8]) -> SegmentCrc {
+    let header = SegmentHeader::decode(bytes).expect("a header");
+    SegmentCrc::new(header.log_id, header.segment)
+}
+
+/// End of the last record.
+fn used(bytes: &[u8]) -> usize {
+    let mut walk = Walk::new(crc_of(bytes), bytes);
+    walk.by_ref().count();
+    walk.offset()
+}
+
+fn trailers(crc: SegmentCrc, bytes: &[u8]) -> Vec<usize> {
+    let records = Walk::new(crc, bytes).filter_map(|item| match item {
+        Item::Record(header) if header.kind == RecordKind::Trailer => Some(header.offset as usize),
+        _ => None,
+    });
+    records.collect()
+}
+
+fn scan(crc: SegmentCrc, bytes: &[u8]) -> LogScan {
+    let mut scan = LogScan::default();
+    scan.segment(crc, bytes, &mut Nothing);
+    scan
+}
+
+async fn verify_dir(path: &Path) -> Verification {
+    let mut logs: Vec<LogFiles> = find_logs(path).await.expect("found");
+    assert_eq!(logs.len(), 1);
+    verify(&logs.remove(0)).await.expect("read")
+}
+
+/// W-04: flip any single bit of any record, trailer, mark or segment header, and the damage is seen and its place named.
+#[test]
+fn every_flipped_bit_is_found_and_its_place_named() {
+    let dir = Dir::disk();
+    let whole = std::fs::read(small_log(&dir)).expect("read");
+    let end = used(&whole);
+    let crc = crc_of(&whole);
+    let bytes = &whole[..end + BLOCK_BYTES];
+    let clean = scan(crc, bytes);
+    assert_eq!((clean.verdict(), clean.damages_total, clean.mark_damages.len()), (Verdict::Clean, 0, 0));
+    assert_eq!(clean.proven, clean.good_lsn, "the last mark proves everything");
+    let marked = MARK_SLOTS.into_iter().filter(|slot| bytes[*slot] != 0).flat_map(|slot| slot..slot + BLOCK_BYTES);
+    let mut flipped = bytes.to_vec();
+    for byte in marked.chain(DATA_OFFSET..end) {
+        for bit in 0..8 {
+            flipped[byte] ^= 1 << bit;
+            let found = scan(crc, &flipped);
+            flipped[byte] ^= 1 << bit;
+            let covers = |damage: &&gristmill_wal::scan::Damage| {
+                (damage.offset..damage.offset + damage.bytes).contains(&(byte as u64))
+            };
+            let named = found.damages.iter().chain(&found.mark_damages).find(covers);
+            assert!(named.is_some(), "byte {byte} bit {bit}: {:?}", found.damages);
+            if byte >= DATA_OFFSET {
+                assert_eq!(found.verdict(), Verdict::Corrupt, "byte {byte} bit {bit} was acknowledged");
+            } else {
+                assert_ne!(found.verdict(), Verdict::Corrupt, "a mark lost by rot loses nothing else");
+            }
+        }
+    }
+    for bit in 0..BLOCK_BYTES * 8 {
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert!(SegmentHeader::decode(&flipped).is_err(), "bit {bit} of the segment header");
+        flipped[bit / 8] ^= 1 << (bit % 8);
+    }
+}
+
+/// The same through files: `verify` names the place, opening refuses with the place and leaves the bytes as they are.
+#[test]
+fn a_flipped_bit_in_a_file_is_named_and_refused() {
+    let dir = Dir::disk();
+    let path = small_log(&dir);
+    let whole = std::fs::read(&path).expect("read");
+    let end = used(&whole);
+    assert!(run(verify_dir(&dir.log())).is_clean());
+    for byte in (0..BLOCK_BYTES).step_by(509).chain((DATA_OFFSET..end).step_by(601)) {
+        let mut flipped = whole.clone();
+        flipped[byte] ^= 4;
+        std::fs::write(&path, &flipped).expect("written");
+        let found = run(verify_dir(&dir.log()));
+        let named = found.findings.iter().find(|finding| {
+            finding.path == path && (finding.offset..finding.offset + finding.bytes).contains(&(byte as u64))
+        });
+        assert_eq!(named.map(|finding| finding.class), Some(FindingClass::Corruption), "byte {byte}: {found:?}");
+        let refused = run(open_path(&dir.log(), WalOptions::small())).err();
+        match refused {
+            Some(WalError::Corrupt { path: named, damage }) => {
+                assert_eq!(named, path);
+                assert!(damage.offset <= byte as u64, "byte {byte}: {damage}");
+            }
+            Some(WalError::Foreign { path: named, .. }) => assert!(named == path && byte < BLOCK_BYTES),
+            other => panic!("byte {byte}: {other:?}"),
+        }
+        assert!(std::fs::read(&path).expect("read") == flipped, "the bytes are untouched");
+    }
+}
+
+/// The log as it lies on disk when the process dies at once, and the last LSN that had been acknowledged by index 18.
+fn crashed_log(dir: &Dir) -> (PathBuf, Lsn) {
+    let acknowledged = run(async {
+        let wal = open(dir).await;
+        let mut acknowledged = Lsn(0);
+        for index in 1..=12_u64 {
+            for group in [G, H] {
+                let lsn = append(&wal, group, 1, index * 2 - 1..=index * 2);
+                if index <= 9 {
+                    wal.durable(lsn).await.expect("durable");
+                    acknowledged = lsn;
+                }
+                // Without waiting: several batches are in flight at the end, so their trailers prove nothing of each other.
+                for _ in 0..10 {
+                    yield_now().await;
+                }
+            }
+            while index == 5 && wal.stats().marks == 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+        wal.flush().await.expect("durable");
+        acknowledged
+    });
+    (only_segment(&dir.log()), acknowledged)
+}
+
+/// Cuts a copy of a crashed log at every block boundary, by zeros and by garbage. What the trailers prove must be there or be refused as
+/// corruption; what is served must be right; and the log goes on.
+#[test]
+fn a_crash_at_any_block_loses_nothing_that_was_proven() {
+    let dir = Dir::disk();
+    let (path, acknowledged) = crashed_log(&dir);
+    let whole = std::fs::read(&path).expect("read");
+    let end = block_ceil(used(&whole));
+    let crc = crc_of(&whole);
+    let (mut torn, mut corrupt, mut kept) = (0, 0, 0);
+    for cut in (DATA_OFFSET..=end).step_by(BLOCK_BYTES) {
+        for garbage in [0, 0xa5] {
+            let mut bytes = whole.clone();
+            bytes[cut..end].fill(garbage);
+            let judged = scan(crc, &bytes);
+            std::fs::write(&path, &bytes).expect("written");
+            let outcome = run(async {
+                let (wal, report) = open_path(&dir.log(), WalOptions::small()).await?;
+                assert_eq!(report.last_lsn, judged.good_lsn);
+                for group in [G, H] {
+                    let found = indexes(&wal, group).await;
+                    assert_eq!(found, (1..=found.len() as u64).collect::<Vec<_>>());
+                    if judged.good_lsn >= acknowledged {
+                        assert!(found.len() >= 18, "everything acknowledged is there");
+                        kept += 1;
+                    }
+                    let next = found.len() as u64 + 1;
+                    append(&wal, group, 1, next..=next + 3);
+                }
+                wal.close().await?;
+                Ok::<_, WalError>(report)
+            });
+            match (judged.verdict(), outcome) {
+                (Verdict::Corrupt, Err(WalError::Corrupt { .. })) => corrupt += 1,
+                (Verdict::Torn, Ok(report)) => {
+                    torn += 1;
+                    assert!(report.torn.is_some());
+                    assert!(run(verify_dir(&dir.log())).is_clean(), "cut at {cut}: the tail is gone for good");
+                }
+                (Verdict::Clean, Ok(report)) => assert_eq!(report.torn, None),
+                (verdict, outcome) => panic!("cut at {cut} with {garbage:02x}: {verdict:?}, {outcome:?}"),
+            }
+        }
+    }
+    assert!(torn > 0 && corrupt > 0 && kept > 0, "vacuous: {torn} torn, {corrupt} corrupt, {kept} kept");
+}
+
+/// As above with one block damaged and everything behind it whole, as when blocks reach the disk out of order.
+#[test]
+fn one_lost_block_is_judged_by_proof_not_by_what_follows() {
+    let dir = Dir::disk();
+    let (path, _) = crashed_log(&dir);
+    let whole = std::fs::read(&path).expect("read");
+    let end = block_ceil(used(&whole));
+    let crc = crc_of(&whole);
+    let mut verdicts = Vec::new();
+    for block in (DATA_OFFSET..end).step_by(BLOCK_BYTES) {
+        let mut bytes = whole.clone();
+        bytes[block..block + BLOCK_BYTES].fill(0);
+        let judged = scan(crc, &bytes);
+        verdicts.push(judged.verdict());
+        assert_ne!(judged.verdict(), Verdict::Clean, "block {block}");
+        assert_eq!(judged.verdict() == Verdict::Corrupt, judged.proven > judged.good_lsn);
+        std::fs::write(&path, &bytes).expect("written");
+        let opened = run(open_path(&dir.log(), WalOptions::small())).map(|(_, report)| report.last_lsn);
+        match judged.verdict() {
+            Verdict::Corrupt => assert!(matches!(opened, Err(WalError::Corrupt { .. })), "block {block}: {opened:?}"),
+            _ => assert_eq!(opened, Ok(judged.good_lsn)),
+        }
+    }
+    assert!(verdicts.contains(&Verdict::Corrupt) && verdicts.contains(&Verdict::Torn), "vacuous: {verdicts:?}");
+}
+
+/// A batch that a crash left whole behind a torn one must not come back when new batches reach its place.
+#[test]
+fn a_dropped_batch_never_comes_back() {
+    let dir = Dir::disk();
+    let (path, _) = crashed_log(&dir);
+    let whole = std::fs::read(&path).expect("read");
+    let crc = crc_of(&whole);
+    let trailers = trailers(crc, &whole);
+    let torn = trailers[trailers.len() - 2];
+    let mut bytes = whole.clone();
+    bytes[torn..torn + BLOCK_BYTES].fill(0);
+    assert_eq!(scan(crc, &bytes).verdict(), Verdict::Torn, "the test needs an unproven last batch but one");
+    std::fs::write(&path, &bytes).expect("written");
+    let before = run(async {
+        let (wal, report) = open_path(&dir.log(), WalOptions::small()).await.expect("opens");
+        let torn = report.torn.expect("reported");
+        assert!(torn.bytes_zeroed > 0 && torn.path == path, "{torn:?}");
+        (indexes(&wal, G).await, indexes(&wal, H).await)
+    });
+    run(async {
+        let (wal, report) = open_path(&dir.log(), WalOptions::small()).await.expect("opens");
+        assert_eq!(report.torn, None);
+        assert_eq!((indexes(&wal, G).await, indexes(&wal, H).await), before);
+    });
+}
+
+/// W-14: what is not ours is refused, named and left alone.
+#[test]
+fn foreign_files_are_refused_and_left_alone() {
+    let stranger = |name: &str, content: &[u8]| {
+        let dir = Dir::disk();
+        std::fs::create_dir(dir.log()).expect("created");
+        std::fs::write(dir.log().join(name), content).expect("written");
+        let error = run(open_path(&dir.log(), WalOptions::small())).err().expect("refused");
+        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(std::fs::read(dir.log().join(name)).expect("read"), content);
+        assert_eq!(std::fs::read_dir(dir.log()).expect("listed").count(), 1, "nothing was added");
+        error
+    };
+    assert!(matches!(stranger("notes.txt", b"shopping list"), WalError::Foreign { .. }));
+    assert!(matches!(stranger("wal-000000000001.seg", &[b'x'; 8192]), WalError::Foreign { .. }));
+    assert!(matches!(stranger("spare-000000000001.tmp", &[b'x'; 8192]), WalError::Foreign { .. }));
+    assert!(matches!(stranger("wal-000000000001.seg", b""), WalError::Corrupt { .. }));
+    let mut older = vec![0; 8192];
+    older[..12].copy_from_slice(&[0x32, 0x4c, 0x41, 0x57, 2, 0, 0, 0, 1, 0, 0, 0]);
+    let error = stranger("wal-000000000001.seg", &older);
+    assert!(error.to_string().contains("revision 2.0"), "{error}");
+}
+
+#[test]
+fn segments_of_another_log_or_number_are_refused() {
+    let (one, other) = (Dir::disk(), Dir::disk());
+    let (from, _) = (small_log(&one), small_log(&other));
+    std::fs::copy(&from, other.log().join("wal-000000000099.seg")).expect("copied");
+    let error = run(open_path(&other.log(), WalOptions::small())).err().expect("refused");
+    assert!(matches!(error, WalError::Foreign { .. }), "{error}");
+    let wrong_number = run(gristmill_wal::Wal::open(&one.log(), gristmill_wal::LogNumber(3), WalOptions::small()))
+        .err()
+        .expect("refused");
+    assert!(wrong_number.to_string().contains("log number"), "{wrong_number}");
+}
+
+/// A log of several segments, all of them needed.
+fn long_log(dir: &Dir) -> Vec<PathBuf> {
+    run(async {
+        let wal = open(dir).await;
+        for index in 1..=30 {
+            append(&wal, G, 1, index * 50 - 49..=index * 50);
+            append(&wal, H, 1, index * 50 - 49..=index * 50);
+            wal.flush().await.expect("durable");
+        }
+        assert!(wal.stats().segments >= 3, "{:?}", wal.stats());
+        wal.close().await.expect("closed");
+    });
+    let mut paths: Vec<_> =
+        std::fs::read_dir(dir.log()).expect("listed").map(|entry| entry.expect("entry").path()).collect();
+    paths.sort();
+    paths.retain(|path| path.to_string_lossy().contains("wal-"));
+    paths
+}
+
+#[test]
+fn a_missing_segment_is_noticed_wherever_it_was() {
+    let dir = Dir::disk();
+    let paths = long_log(&dir);
+    let in_use = run(async { open(&dir).await.stats().segments });
+    for path in &paths[..in_use - 1] {
+        let aside = dir.log().with_file_name("aside");
+        std::fs::rename(path, &aside).expect("moved");
+        let error = run(open_path(&dir.log(), WalOptions::small())).err().expect("refused");
+        assert!(matches!(error, WalError::MissingSegment { .. } | WalError::Corrupt { .. }), "{error}");
+        assert!(!run(verify_dir(&dir.log())).is_clean());
+        std::fs::rename(&aside, path).expect("moved back");
+    }
+    run(async {
+        assert_eq!(indexes(&open(&dir).await, G).await.len(), 1500);
+    });
+}
+
+/// A batch written to the place of another (same segment, or the same offset of another one) does not pass for it.
+#[test]
+fn a_misdirected_batch_is_noticed() {
+    let dir = Dir::disk();
+    let paths = long_log(&dir);
+    let (first, second) = (std::fs::read(&paths[0]).expect("read"), std::fs::read(&paths[1]).expect("read"));
+    let blocks = DATA_OFFSET..DATA_OFFSET + 4 * BLOCK_BYTES;
+    let mut same_offset = second.clone();
+    same_offset[blocks.clone()].copy_from_slice(&first[blocks.clone()]);
+    let mut same_segment = second.clone();
+    let next_batch = trailers(crc_of(&second), &second)[0] + BLOCK_BYTES;
+    same_segment[blocks].copy_from_slice(&second[next_batch..next_batch + 4 * BLOCK_BYTES]);
+    for bytes in [same_offset, same_segment] {
+        std::fs::write(&paths[1], bytes).expect("written");
+        let error = run(open_path(&dir.log(), WalOptions::small())).err().expect("refused");
+        assert!(error.to_string().contains("belongs to segment"), "{error}");
+    }
+}
