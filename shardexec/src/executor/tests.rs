@@ -368,6 +368,42 @@ fn virtual_time_jumps_to_the_next_deadline() {
     assert_eq!(slept.as_secs(), 86_400);
 }
 
+type Mailbox = Rc<RefCell<(u32, Option<Waker>)>>;
+
+async fn player(own: Mailbox, other: Mailbox, rounds: u32) {
+    for round in 0..rounds {
+        poll_fn(|cx| {
+            let mut own = own.borrow_mut();
+            own.1 = Some(cx.waker().clone());
+            if own.0 > round { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        other.borrow_mut().0 += 1;
+        let waker = other.borrow_mut().1.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+#[test]
+fn executors_take_turns_on_one_thread() {
+    // As in a simulation: each node has its executor, and they wake each other's tasks.
+    let (left_box, right_box): (Mailbox, Mailbox) = Default::default();
+    left_box.borrow_mut().0 = 1;
+    let mut left = virtual_time::executor(TaskOrder::Fifo);
+    let mut right = virtual_time::executor(TaskOrder::Fifo);
+    let left_done = left.spawn(Class::Raft, "left", player(Rc::clone(&left_box), Rc::clone(&right_box), 10));
+    let right_done = right.spawn(Class::Raft, "right", player(right_box, left_box, 10));
+    let mut turns = 0;
+    while !(left_done.is_finished() && right_done.is_finished()) {
+        assert_eq!(left.run_for(100), Pause::Idle(None));
+        assert_eq!(right.run_for(100), Pause::Idle(None));
+        turns += 1;
+        assert!(turns <= 20, "a wake-up between executors was lost");
+    }
+}
+
 #[test]
 fn dropping_the_executor_drops_its_tasks() {
     let mut executor = executor();

@@ -185,11 +185,7 @@ impl<T> Receiver<T> {
             Ok(value) => Poll::Ready(Some(value)),
             Err(TryRecvError::Disconnected) => Poll::Ready(None),
             Err(TryRecvError::Empty) => {
-                let waker = match self.shared.receiver_waker.take() {
-                    Some(waker) if waker.will_wake(cx.waker()) => waker,
-                    _ => cx.waker().clone(),
-                };
-                self.shared.receiver_waker.set(Some(waker));
+                super::remember(&self.shared.receiver_waker, cx);
                 Poll::Pending
             }
         }

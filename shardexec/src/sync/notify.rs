@@ -17,7 +17,7 @@ pub struct Notify {
 
 struct Waiter {
     told: Cell<Told>,
-    waker: RefCell<Waker>,
+    waker: Cell<Option<Waker>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,9 @@ impl Notify {
 impl Waiter {
     fn tell(&self, told: Told) {
         self.told.set(told);
-        self.waker.borrow().wake_by_ref();
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
     }
 }
 
@@ -82,13 +84,13 @@ impl Future for Notified<'_> {
             if self.notify.stored.replace(false) {
                 return Poll::Ready(());
             }
-            let waiter = Rc::new(Waiter { told: Cell::new(Told::NotYet), waker: RefCell::new(cx.waker().clone()) });
+            let waiter = Rc::new(Waiter { told: Cell::new(Told::NotYet), waker: Cell::new(Some(cx.waker().clone())) });
             self.notify.waiters.borrow_mut().push_back(Rc::clone(&waiter));
             self.waiter = Some(waiter);
             return Poll::Pending;
         };
         if waiter.told.get() == Told::NotYet {
-            waiter.waker.borrow_mut().clone_from(cx.waker());
+            super::remember(&waiter.waker, cx);
             return Poll::Pending;
         }
         self.waiter = None;

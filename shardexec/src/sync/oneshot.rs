@@ -82,11 +82,7 @@ impl<T> Future for Receiver<T> {
         if !self.shared.sender_alive.get() {
             return Poll::Ready(Err(RecvError));
         }
-        let waker = match self.shared.waker.take() {
-            Some(waker) if waker.will_wake(cx.waker()) => waker,
-            _ => cx.waker().clone(),
-        };
-        self.shared.waker.set(Some(waker));
+        super::remember(&self.shared.waker, cx);
         Poll::Pending
     }
 }

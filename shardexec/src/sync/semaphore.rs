@@ -23,7 +23,7 @@ struct Inner {
 
 struct Waiter {
     state: Cell<WaitState>,
-    waker: RefCell<Waker>,
+    waker: Cell<Option<Waker>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +77,7 @@ impl Semaphore {
     pub fn release(&self) {
         while let Some(waiter) = self.pop_waiter() {
             if waiter.state.get() == WaitState::Waiting {
-                waiter.state.set(WaitState::Granted);
-                waiter.waker.borrow().wake_by_ref();
+                waiter.tell(WaitState::Granted);
                 return;
             }
         }
@@ -90,8 +89,7 @@ impl Semaphore {
         self.inner.closed.set(true);
         while let Some(waiter) = self.pop_waiter() {
             if waiter.state.get() == WaitState::Waiting {
-                waiter.state.set(WaitState::Refused);
-                waiter.waker.borrow().wake_by_ref();
+                waiter.tell(WaitState::Refused);
             }
         }
     }
@@ -104,6 +102,15 @@ impl Semaphore {
     /// A function of its own so that no borrow outlives it: wakers may run foreign code.
     fn pop_waiter(&self) -> Option<Rc<Waiter>> {
         self.inner.waiters.borrow_mut().pop_front()
+    }
+}
+
+impl Waiter {
+    fn tell(&self, state: WaitState) {
+        self.state.set(state);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
     }
 }
 
@@ -145,14 +152,14 @@ impl Future for Acquire {
                 return Poll::Ready(Err(Closed));
             }
             let waiter =
-                Rc::new(Waiter { state: Cell::new(WaitState::Waiting), waker: RefCell::new(cx.waker().clone()) });
+                Rc::new(Waiter { state: Cell::new(WaitState::Waiting), waker: Cell::new(Some(cx.waker().clone())) });
             self.semaphore.inner.waiters.borrow_mut().push_back(Rc::clone(&waiter));
             self.waiter = Some(waiter);
             return Poll::Pending;
         };
         match waiter.state.get() {
             WaitState::Waiting => {
-                waiter.waker.borrow_mut().clone_from(cx.waker());
+                super::remember(&waiter.waker, cx);
                 Poll::Pending
             }
             WaitState::Granted => {
