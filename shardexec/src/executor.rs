@@ -279,7 +279,7 @@ pub async fn yield_now() {
     .await;
 }
 
-/// Yields when the running poll has used up the slice of its class. Long loops call it every few microseconds of work; each
+/// Yields when the running poll has used up the slice of its class (or half the stall threshold). Long loops call it every few microseconds of work; each
 /// call reads the clock once (about 25 ns).
 pub async fn yield_if_spent() {
     if slice_spent() {

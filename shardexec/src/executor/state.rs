@@ -203,7 +203,9 @@ impl Core {
     /// Whether the running poll has used up the slice of its class.
     pub fn slice_spent(&self) -> bool {
         let now = self.driver.borrow_mut().budget_clock();
-        now - self.poll_started.get() >= self.config.slices.of(self.poll_class.get())
+        // Half the stall threshold at most: whoever yields when told to is never reported.
+        let slice = self.config.slices.of(self.poll_class.get()).min(self.config.stall_threshold / 2);
+        now - self.poll_started.get() >= slice
     }
 
     pub fn arm_timer(&self, deadline: Instant, waker: std::task::Waker) -> super::timers::TimerKey {

@@ -330,6 +330,20 @@ fn a_background_task_yields_after_its_slice() {
 }
 
 #[test]
+fn whoever_yields_when_told_is_never_reported() {
+    let mut executor = virtual_time::executor(TaskOrder::Fifo);
+    for class in Class::ALL {
+        executor.spawn(class, "long", async {
+            for _ in 0..5000 {
+                yield_if_spent().await;
+            }
+        });
+    }
+    assert_eq!(executor.run_for(100_000), Pause::Idle(None));
+    assert_eq!(executor.stats().stalls, 0, "{:?}", executor.stats());
+}
+
+#[test]
 fn the_stall_detector_names_the_task() {
     let mut executor = virtual_time::executor(TaskOrder::Fifo);
     executor.spawn(Class::Background, "hog", async {
