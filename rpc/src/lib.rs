@@ -22,4 +22,6 @@ mod samples;
 pub mod schema;
 #[cfg(all(test, any(feature = "blocking", feature = "tokio")))]
 mod testing;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 pub mod validate;

@@ -14,14 +14,15 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::link::{Answer, Link, wait};
+use super::link::{Link, open, poll_fd, wait};
 use crate::body::Body;
 use crate::client::{
-    ClientError, ClientOptions, DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER, Jitter, RouteMap, Session, random_u64,
+    Answer, ClientError, ClientOptions, DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER, Jitter, RouteMap, Session,
+    random_u64,
 };
-use crate::error::{ErrorCode, Rejection};
 use crate::ids::{SessionId, ShardId};
 use crate::protocol::{Call, SubmitError};
+use crate::schema::HelloReply;
 
 /// Output that waits for the next `wait` or `flush` before `submit` sends it by itself, in bytes.
 const FLUSH_BYTES: usize = 32 << 10;
@@ -66,7 +67,7 @@ impl Engine {
         let link = open_any(&addresses, options.connect_timeout, &options)?;
         let random = random_u64();
         Ok(Engine {
-            map: RouteMap::new(link.hello()),
+            map: RouteMap::new(hello_of(&link)),
             links: BTreeMap::from([(Target::Given, link)]),
             options,
             addresses,
@@ -151,7 +152,7 @@ impl Engine {
             return;
         }
         let timeout = self.patience(sent_at, self.now());
-        let mut sockets: Vec<_> = self.links.values().map(Link::poll_fd).collect();
+        let mut sockets: Vec<_> = self.links.values().map(poll_fd).collect();
         wait(&mut sockets, timeout);
     }
 
@@ -184,7 +185,7 @@ impl Engine {
         moved
     }
 
-    fn settle(&mut self, answers: Vec<Answer>) {
+    fn settle(&mut self, answers: Vec<Answer<u64>>) {
         for (ticket, result) in answers {
             match result {
                 Ok(body) => self.finish(ticket, Ok(body)),
@@ -195,7 +196,7 @@ impl Engine {
 
     fn drop_link(&mut self, target: Target, error: &ClientError) {
         let link = self.links.remove(&target).expect("it has just failed");
-        for ticket in link.into_tickets() {
+        for ticket in link.into_waiting() {
             self.fail(ticket, error.clone());
         }
     }
@@ -239,17 +240,15 @@ impl Engine {
     fn send(&mut self, key: (u64, u64), call: &Call, left_ms: u64, target: Target) {
         let link = self.links.get_mut(&target).expect("just found or opened");
         let deadline = self.entries[&key.1].deadline;
-        match link.submit(key.1, call, deadline, u32::try_from(left_ms).unwrap_or(u32::MAX)) {
+        match link.submit(key.1, call, Some(deadline), u32::try_from(left_ms).unwrap_or(u32::MAX)) {
             Ok(()) => {
                 self.queue.remove(&key);
             }
-            Err(SubmitError::Full { .. }) => {}
-            Err(error @ SubmitError::TooLarge { .. }) => {
+            Err((SubmitError::Full { .. }, _)) => {}
+            Err((error, _)) => {
                 self.queue.remove(&key);
-                let rejection = Rejection::new(ErrorCode::TooLarge, error.to_string());
-                self.finish(key.1, Err(ClientError::Invalid(rejection)));
+                self.finish(key.1, Err(error.into()));
             }
-            Err(SubmitError::NotReady) => unreachable!("a link is opened with its hello"),
         }
     }
 
@@ -288,8 +287,8 @@ impl Engine {
             return None;
         }
         let address = SocketAddr::new(given.ip(), port);
-        match Link::open(address, DIRECT_CONNECT_TIMEOUT.min(left), &self.options) {
-            Ok(link) if link.hello().store == self.map.store => {
+        match open(address, DIRECT_CONNECT_TIMEOUT.min(left), &self.options) {
+            Ok(link) if hello_of(&link).store == self.map.store => {
                 self.links.insert(target, link);
                 Some(target)
             }
@@ -302,10 +301,10 @@ impl Engine {
 
     fn open_given(&mut self, left: Duration) -> Result<Target, ClientError> {
         let link = open_any(&self.addresses, self.options.connect_timeout.min(left), &self.options)?;
-        if link.hello().store != self.map.store {
+        if hello_of(&link).store != self.map.store {
             return Err(ClientError::StoreChanged { address: link.address() });
         }
-        let map = RouteMap::new(link.hello());
+        let map = RouteMap::new(hello_of(&link));
         if map != self.map {
             self.map = map;
             self.down.clear();
@@ -367,11 +366,15 @@ impl Engine {
     }
 }
 
+fn hello_of(link: &Link) -> &HelloReply {
+    link.hello().expect("a link is opened with its hello")
+}
+
 /// Tries all addresses of a name; the last failure stands for all.
 fn open_any(addresses: &[SocketAddr], timeout: Duration, options: &ClientOptions) -> Result<Link, ClientError> {
     let mut result = None;
     for address in addresses {
-        match Link::open(*address, timeout, options) {
+        match open(*address, timeout, options) {
             Ok(link) => return Ok(link),
             Err(error) => result = Some(error),
         }

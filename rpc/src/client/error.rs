@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::body::BodyError;
 use crate::error::{ErrorCode, Rejection};
-use crate::protocol::{ConnectionError, ServerError};
+use crate::protocol::{ConnectionError, ServerError, SubmitError};
 
 /// Why a call of a client failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -130,8 +130,22 @@ impl ClientError {
         ClientError::Connect { address, kind: error.kind(), detail: error.to_string() }
     }
 
+    pub(crate) fn hello_timed_out(address: SocketAddr) -> ClientError {
+        let detail = "connected, but no answer to the hello in time".to_owned();
+        ClientError::Connect { address, kind: io::ErrorKind::TimedOut, detail }
+    }
+
     pub(crate) fn disconnected(address: SocketAddr, detail: &impl ToString) -> ClientError {
         ClientError::Disconnected { address, detail: detail.to_string() }
+    }
+}
+
+impl From<SubmitError> for ClientError {
+    /// # Panics
+    /// If the connection is full or not ready: that is waited for, not told.
+    fn from(error: SubmitError) -> ClientError {
+        assert!(matches!(error, SubmitError::TooLarge { .. }), "{error}");
+        ClientError::Invalid(Rejection::new(ErrorCode::TooLarge, error.to_string()))
     }
 }
 

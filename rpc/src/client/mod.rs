@@ -1,12 +1,14 @@
-//! What the blocking and the tokio client share: pure decisions, without sockets and clocks.
+//! What the blocking and the tokio client share.
 //!
-//! Prepare (archive, check, find the shard), number writes in a session, decide on retries, route to cores, and the
-//! one error type. The clients add sockets and time.
+//! Pure decisions: prepare a request (archive, check, find the shard), number writes in a session, decide on retries,
+//! route to cores, and the one error type. And the pump that moves bytes between a socket that never waits and the
+//! protocol's state machine. The clients add the waiting.
 
 mod entropy;
 mod error;
 mod options;
 mod prepare;
+mod pump;
 mod retry;
 mod route;
 mod session;
@@ -18,5 +20,6 @@ pub use route::RouteMap;
 pub use session::Session;
 
 pub(crate) use entropy::random_u64;
-pub(crate) use options::{DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER, READ_BYTES};
+pub(crate) use options::{DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER};
 pub(crate) use prepare::prepare;
+pub(crate) use pump::{Answer, Pump, Socket};

@@ -48,5 +48,3 @@ const _: () = assert!(1024 <= IN_FLIGHT_MAX && 1024 <= SESSION_WINDOW);
 pub(crate) const DIRECT_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// One attempt to reach a core's own port: there is another way, so it is short.
 pub(crate) const DIRECT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bytes that one read from a socket asks for.
-pub(crate) const READ_BYTES: usize = 64 << 10;
