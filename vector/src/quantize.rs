@@ -198,23 +198,52 @@ impl Quantizer {
 fn encode_with(scale: f32, vector: &[f32], codes: &mut [i8]) -> Encoded {
     let (codes, padding) = codes.split_at_mut(vector.len());
     padding.fill(0);
-    let (inverse, limit) = (1.0 / scale, f32::from(CODE_MAX));
-    let (mut squares, mut error_squares, mut clamped) = ([0.0_f64; LANES], [0.0_f64; LANES], [0_u32; LANES]);
-    for (values, codes) in vector.chunks(LANES).zip(codes.chunks_mut(LANES)) {
-        for (lane, (&value, code)) in values.iter().zip(codes).enumerate() {
-            let steps = value * inverse;
-            clamped[lane] += u32::from(steps.abs() > limit + 0.5);
-            let shifted = steps.clamp(-limit, limit) + ROUNDER;
-            *code = shifted.to_bits() as i8;
-            let residue = f64::from(value) - f64::from(shifted - ROUNDER) * f64::from(scale);
-            squares[lane] += f64::from(value) * f64::from(value);
-            error_squares[lane] += residue * residue;
-        }
+    let mut coder =
+        Coder { scale, inverse: 1.0 / scale, squares: [0.0; LANES], error_squares: [0.0; LANES], clamped: [0; LANES] };
+    let (blocks, tail) = vector.as_chunks::<LANES>();
+    let (code_blocks, code_tail) = codes.as_chunks_mut::<LANES>();
+    for (values, codes) in blocks.iter().zip(code_blocks) {
+        *codes = coder.encode(values);
     }
+    // Zeros behind the tail are coded as zeros and lose nothing.
+    let mut values = [0.0; LANES];
+    values[..tail.len()].copy_from_slice(tail);
+    code_tail.copy_from_slice(&coder.encode(&values)[..tail.len()]);
     Encoded {
-        clamped: clamped.iter().sum(),
-        error: round_up(error_squares.iter().sum::<f64>().sqrt()),
-        length: round_up(squares.iter().sum::<f64>().sqrt()),
+        clamped: coder.clamped.iter().sum(),
+        error: round_up(coder.error_squares.iter().sum::<f64>().sqrt()),
+        length: round_up(coder.squares.iter().sum::<f64>().sqrt()),
+    }
+}
+
+/// Codes block by block, in a shape that compilers vectorise, and sums up what is lost.
+struct Coder {
+    scale: f32,
+    inverse: f32,
+    squares: [f64; LANES],
+    error_squares: [f64; LANES],
+    clamped: [u32; LANES],
+}
+
+impl Coder {
+    #[inline]
+    fn encode(&mut self, values: &[f32; LANES]) -> [i8; LANES] {
+        let limit = f32::from(CODE_MAX);
+        let mut codes = [0; LANES];
+        for lane in 0..LANES {
+            let steps = values[lane] * self.inverse;
+            self.clamped[lane] += u32::from(steps.abs() > limit + 0.5);
+            // Accepted components are numbers, for which this is a clamp in two SIMD instructions.
+            let bounded = if steps > limit { limit } else { steps };
+            let bounded = if bounded < -limit { -limit } else { bounded };
+            let shifted = bounded + ROUNDER;
+            codes[lane] = shifted.to_bits() as i8;
+            let value = f64::from(values[lane]);
+            let residue = value - f64::from(shifted - ROUNDER) * f64::from(self.scale);
+            self.squares[lane] += value * value;
+            self.error_squares[lane] += residue * residue;
+        }
+        codes
     }
 }
 
