@@ -1,16 +1,18 @@
 //! The memory store: an ordered map of the newest version of each record.
 //!
-//! A B-tree whose keys keep their first 32 bytes inline, as four big-endian words: comparisons during a descent touch
-//! the node and nothing else, and the common keys (plain values with user keys up to 17 bytes, answers of sessions)
-//! need no allocation of their own.
+//! A B-tree for each table. Keys keep their first 32 bytes inline, as four big-endian words: comparisons during a descent
+//! touch the node and nothing else, and the common keys (plain values with user keys up to 17 bytes, answers of sessions)
+//! need no allocation of their own. Nor do short values.
 
 use super::key::Stamp;
 use super::store::{Change, Direction, KeyRange, RecordRef, Store, StoreError, WriteBatch};
 use core::cmp::Ordering;
 use core::ops::{Bound, ControlFlow};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::btree_map::{Entry, Range};
 
+/// First bytes that a key can have.
+const TABLES: usize = 1 << u8::BITS;
 const INLINE_WORDS: usize = 4;
 const INLINE_BYTES: usize = INLINE_WORDS * 8;
 
@@ -66,23 +68,68 @@ impl PartialOrd for MemoryKey {
     }
 }
 
+/// Longest value that is kept inline: answers of sessions and subject tokens are.
+const INLINE_VALUE_BYTES: usize = 22;
+
+#[derive(Debug, Clone)]
+enum MemoryValue {
+    Inline { length: u8, bytes: [u8; INLINE_VALUE_BYTES] },
+    Heap(Box<[u8]>),
+}
+
+impl MemoryValue {
+    fn new(value: Vec<u8>) -> MemoryValue {
+        if value.len() > INLINE_VALUE_BYTES {
+            return MemoryValue::Heap(value.into_boxed_slice());
+        }
+        let mut bytes = [0; INLINE_VALUE_BYTES];
+        bytes[..value.len()].copy_from_slice(&value);
+        MemoryValue::Inline { length: value.len() as u8, bytes }
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            MemoryValue::Inline { length, bytes } => &bytes[..usize::from(*length)],
+            MemoryValue::Heap(bytes) => bytes,
+        }
+    }
+
+    /// Bytes beside the record's own.
+    fn heap_bytes(&self) -> u64 {
+        match self {
+            MemoryValue::Inline { .. } => 0,
+            MemoryValue::Heap(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct MemoryRecord {
     stamp: Stamp,
-    value: Box<[u8]>,
+    value: MemoryValue,
 }
 
 impl MemoryRecord {
     fn as_ref(&self) -> RecordRef<'_> {
-        RecordRef { stamp: self.stamp, value: &self.value }
+        RecordRef { stamp: self.stamp, value: self.value.as_slice() }
     }
 }
 
+type Records = BTreeMap<MemoryKey, MemoryRecord>;
+
 /// See the module documentation.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MemoryStore {
-    records: BTreeMap<MemoryKey, MemoryRecord>,
-    payload_bytes: u64,
+    /// By the first byte of the key: a table's records stay together, and one table's size does not slow the others.
+    tables: Vec<Records>,
+    len: usize,
+    heap_bytes: u64,
+}
+
+impl Default for MemoryStore {
+    fn default() -> MemoryStore {
+        MemoryStore { tables: vec![Records::new(); TABLES], len: 0, heap_bytes: 0 }
+    }
 }
 
 impl MemoryStore {
@@ -93,42 +140,56 @@ impl MemoryStore {
 
     /// Number of live records.
     pub fn len(&self) -> usize {
-        self.records.len()
+        self.len
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.len == 0
     }
 
     fn put(&mut self, key: &[u8], stamp: Stamp, value: Vec<u8>, report: &mut dyn FnMut(Change<'_>)) {
-        self.payload_bytes += value.len() as u64;
-        let record = MemoryRecord { stamp, value: value.into_boxed_slice() };
-        match self.records.entry(MemoryKey::new(key)) {
+        let record = MemoryRecord { stamp, value: MemoryValue::new(value) };
+        self.heap_bytes += record.value.heap_bytes();
+        match self.tables[table_of(key)].entry(MemoryKey::new(key)) {
             Entry::Occupied(mut entry) => {
                 let old = entry.insert(record);
-                self.payload_bytes -= old.value.len() as u64;
+                self.heap_bytes -= old.value.heap_bytes();
                 report(Change { key, old: Some(old.as_ref()), new: Some(entry.get().as_ref()) });
             }
             Entry::Vacant(entry) => {
-                self.payload_bytes += entry.key().rest.len() as u64;
+                self.len += 1;
+                self.heap_bytes += entry.key().rest.len() as u64;
                 report(Change { key, old: None, new: Some(entry.insert(record).as_ref()) });
             }
         }
     }
 
     fn remove(&mut self, key: &[u8], report: &mut dyn FnMut(Change<'_>)) {
-        let old = self.records.remove_entry(&MemoryKey::new(key));
+        let old = self.tables[table_of(key)].remove_entry(&MemoryKey::new(key));
         if let Some((key, record)) = &old {
-            self.payload_bytes -= (key.rest.len() + record.value.len()) as u64;
+            self.len -= 1;
+            self.heap_bytes -= key.rest.len() as u64 + record.value.heap_bytes();
         }
         report(Change { key, old: old.as_ref().map(|(_, record)| record.as_ref()), new: None });
     }
+
+    /// The records of one table that are in a range.
+    fn range_of(&self, table: usize, range: &KeyRange) -> Range<'_, MemoryKey, MemoryRecord> {
+        let start = Bound::Included(MemoryKey::new(&range.start));
+        let end = range.end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(MemoryKey::new(end)));
+        self.tables[table].range((start, end))
+    }
+}
+
+/// Where a key's records are. The empty key, which only bounds of ranges are, is before all.
+fn table_of(key: &[u8]) -> usize {
+    key.first().map_or(0, |byte| usize::from(*byte))
 }
 
 impl Store for MemoryStore {
     fn get(&self, key: &[u8]) -> Result<Option<RecordRef<'_>>, StoreError> {
-        Ok(self.records.get(&MemoryKey::new(key)).map(MemoryRecord::as_ref))
+        Ok(self.tables[table_of(key)].get(&MemoryKey::new(key)).map(MemoryRecord::as_ref))
     }
 
     fn scan(
@@ -140,21 +201,22 @@ impl Store for MemoryStore {
         if range.is_empty() {
             return Ok(());
         }
-        let start = Bound::Included(MemoryKey::new(&range.start));
-        let end = range.end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(MemoryKey::new(end)));
-        let mut records = self.records.range((start, end));
+        let (first, last) = (table_of(&range.start), range.end.as_ref().map_or(TABLES - 1, |end| table_of(end)));
         let mut key = Vec::new();
-        loop {
-            let next = match direction {
-                Direction::Forward => records.next(),
-                Direction::Reverse => records.next_back(),
-            };
-            let Some((memory_key, record)) = next else { return Ok(()) };
+        let mut visit = |(memory_key, record): (&MemoryKey, &MemoryRecord)| {
             memory_key.restore(&mut key);
-            if visit(&key, record.as_ref()).is_break() {
-                return Ok(());
+            visit(&key, record.as_ref())
+        };
+        for at in first..=last {
+            let stopped = match direction {
+                Direction::Forward => self.range_of(at, range).try_for_each(&mut visit),
+                Direction::Reverse => self.range_of(last - (at - first), range).rev().try_for_each(&mut visit),
+            };
+            if stopped.is_break() {
+                break;
             }
         }
+        Ok(())
     }
 
     fn write(&mut self, batch: WriteBatch, report: &mut dyn FnMut(Change<'_>)) -> Result<(), StoreError> {
@@ -168,7 +230,7 @@ impl Store for MemoryStore {
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.payload_bytes + self.records.len() as u64 * RECORD_OVERHEAD_BYTES
+        self.heap_bytes + self.len as u64 * RECORD_OVERHEAD_BYTES
     }
 }
 
@@ -238,8 +300,14 @@ mod tests {
             expected.reverse();
             prop_assert_eq!(&scanned(&store, &range, Direction::Reverse), &expected);
 
-            let held: usize = model.iter().map(|(key, (_, value))| value.len() + key.len().saturating_sub(INLINE_BYTES)).sum();
-            prop_assert_eq!(store.memory_bytes(), held as u64 + model.len() as u64 * RECORD_OVERHEAD_BYTES);
+            let held: usize = model
+            .iter()
+            .map(|(key, (_, value))| {
+                let value = if value.len() > INLINE_VALUE_BYTES { value.len() } else { 0 };
+                value + key.len().saturating_sub(INLINE_BYTES)
+            })
+            .sum();
+        prop_assert_eq!(store.memory_bytes(), held as u64 + model.len() as u64 * RECORD_OVERHEAD_BYTES);
         }
     }
 

@@ -19,7 +19,7 @@
 
 use super::catalog::each;
 use super::key::{self, Stamp, Table};
-use super::outcome::{Verdict, WriteOutcome};
+use super::outcome::{OUTCOME_BYTES_MAX, Verdict, WriteOutcome};
 use super::record::Reader;
 use super::store::{Direction, KeyRange, Store, StoreError, Write};
 use core::ops::ControlFlow;
@@ -163,7 +163,7 @@ impl Sessions {
         }
         session.answers += 1;
         self.answers += 1;
-        let mut value = Vec::new();
+        let mut value = Vec::with_capacity(OUTCOME_BYTES_MAX);
         verdict.encode(&mut value);
         writes.push(Write { key: key::answer(id.0, sequence), op: Stamp::OP_SESSION, value: Some(value) });
         Ok(())
