@@ -89,6 +89,19 @@ pub enum ApplyError {
     },
 }
 
+impl ApplyError {
+    /// The log index of the entry.
+    pub fn index(&self) -> u64 {
+        match self {
+            ApplyError::Order { found, .. } => found.index,
+            ApplyError::Schema { index, .. }
+            | ApplyError::Sealed { index }
+            | ApplyError::Body { index, .. }
+            | ApplyError::Store { index, .. } => *index,
+        }
+    }
+}
+
 /// What a shard's state tells to others while it is applied.
 pub struct Hooks {
     /// Follows the grains.

@@ -26,6 +26,7 @@ pub mod outcome;
 pub mod ranges;
 pub mod read;
 pub mod record;
+pub mod replica;
 pub mod root;
 pub mod session;
 pub mod store;
