@@ -35,7 +35,7 @@ pub const RECALL_HITS_MAX: u32 = 1_000;
 /// Candidates that each leg of a recall contributes unless told otherwise.
 pub const RECALL_CANDIDATES_DEFAULT: u32 = 200;
 /// Candidates of a leg at the most.
-pub const RECALL_CANDIDATES_MAX: u32 = 10_000;
+pub const RECALL_CANDIDATES_MAX: u32 = 1_000;
 /// Requests in flight on one connection.
 pub const IN_FLIGHT_MAX: u32 = 4096;
 /// Bytes of request bodies in flight on one connection; further requests are answered `Overloaded`.
@@ -54,8 +54,8 @@ pub const ERROR_MESSAGE_BYTES_MAX: usize = 2 << 10;
 pub const ARCHIVE_DEPTH_MAX: usize = 8;
 /// Smallest Euclidean length of a vector: below, its square vanishes in f32 and the cosine is undefined.
 pub const VECTOR_NORM_MIN: f64 = 1e-15;
-/// Largest Euclidean length of a vector: above, its square overflows in f32.
-pub const VECTOR_NORM_MAX: f64 = 1e18;
+/// Largest Euclidean length of a vector: its square and the products with others like it stay well inside f32.
+pub const VECTOR_NORM_MAX: f64 = 1e15;
 /// Cores of one server.
 pub const CORES_MAX: usize = 1024;
 /// Shards of one store.

@@ -162,8 +162,8 @@ fn vectors_that_have_no_cosine_are_refused() {
     refused(put_grain(|g| g.vector = Some(vec![f32::INFINITY])), InvalidArgument, "vector[0] is inf");
     refused(put_grain(|g| g.vector = Some(vec![f32::NEG_INFINITY])), InvalidArgument, "vector[0] is -inf");
     refused(put_grain(|g| g.vector = Some(vec![0.0, -0.0])), InvalidArgument, "length is 0e0");
-    refused(put_grain(|g| g.vector = Some(vec![1e-20; 3])), InvalidArgument, "between 1e-15 and 1e18");
-    refused(put_grain(|g| g.vector = Some(vec![f32::MAX])), InvalidArgument, "between 1e-15 and 1e18");
+    refused(put_grain(|g| g.vector = Some(vec![1e-20; 3])), InvalidArgument, "between 1e-15 and 1e15");
+    refused(put_grain(|g| g.vector = Some(vec![f32::MAX])), InvalidArgument, "between 1e-15 and 1e15");
     refused(recalled(|r| r.vector = Some(vec![f32::NAN])), InvalidArgument, "vector[0] is NaN");
     for edge in [1.1e-15_f32, 0.9e18] {
         let square = edge * edge;

@@ -29,6 +29,7 @@ use crate::state::grain::GrainRef;
 use crate::state::key::{HEAD_BYTES, KeyError, Scope, Table, push_escaped, push_head, split_escaped};
 use crate::state::store::KeyRange;
 use gristmill_rpc::ids::GrainId;
+use std::collections::BTreeSet;
 
 /// A part of a relation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,6 +194,18 @@ impl Plan {
 }
 
 impl Pattern {
+    /// How many distinct relations of a grain match.
+    pub fn matches(&self, grain: &GrainRef<'_>) -> u32 {
+        let fits = |part: &Option<String>, have: &str| part.as_ref().is_none_or(|part| part == have);
+        if !fits(&self.subject, grain.subject()) {
+            return 0;
+        }
+        let relations = grain
+            .relations()
+            .filter(|(predicate, object)| fits(&self.predicate, predicate) && fits(&self.object, object));
+        relations.collect::<BTreeSet<_>>().len() as u32
+    }
+
     /// The index that has all matches in one range. Without any part given, that is the whole of `spo`.
     pub fn plan(&self, scope: Scope) -> Plan {
         let order = match (&self.subject, &self.predicate, &self.object) {

@@ -57,14 +57,16 @@ fn pattern() -> impl Strategy<Value = Pattern> {
 }
 
 fn expected(grains: &Grains, pattern: &Pattern) -> Vec<Ranked> {
-    let fits = |part: &Option<String>, have: &str| part.as_ref().is_none_or(|part| part == have);
     let mut ranked = Vec::new();
     for (id, (subject, relations)) in grains {
+        let fits = |part: &Option<String>, have: &str| part.as_ref().is_none_or(|part| part == have);
         let distinct: BTreeSet<_> = relations.iter().collect();
         let matches = distinct.iter().filter(|(predicate, object)| {
             fits(&pattern.subject, subject) && fits(&pattern.predicate, predicate) && fits(&pattern.object, object)
         });
         let matches = matches.count();
+        let record = encode_grain(&grain(*id, subject, relations));
+        assert_eq!(pattern.matches(&GrainRef::decode(&record).unwrap()) as usize, matches);
         if matches > 0 {
             ranked.push(Ranked { id: GrainId([*id; 16]), score: matches as f32 });
         }

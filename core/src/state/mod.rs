@@ -31,7 +31,7 @@ pub mod root;
 pub mod session;
 pub mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod txn;

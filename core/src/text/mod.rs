@@ -30,7 +30,7 @@ mod search;
 mod segment;
 mod terms;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use analyzer::{Analyzer, TextQuery};
 pub use bm25::Statistics;

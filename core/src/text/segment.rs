@@ -36,7 +36,7 @@ const MAXIMA_DF_MIN: u32 = 256;
 const MAXIMA_FREQUENCY_MAX: usize = 255;
 
 /// A segment could not be built or read. All of it happens in memory, so this is a defect, or memory that went bad.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the text index failed to {doing}: {cause}; restart the node to rebuild the index from the log, and report this"
 )]

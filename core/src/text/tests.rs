@@ -106,39 +106,10 @@ impl World {
         search.finish(&judge)
     }
 
-    /// BM25 straight from its definition.
     fn naive(&mut self, query: &str, limit: usize) -> Vec<Ranked> {
-        let mut statistics = Statistics::default();
-        let mut documents = Vec::new();
-        for (slot, (_, text)) in &self.live {
-            let (counts, length) = self.analyzer.counts(text);
-            statistics.docs += 1;
-            statistics.terms += u64::from(length);
-            let counts: BTreeMap<Vec<u8>, u32> = counts.iter().map(|(term, count)| (term.to_vec(), *count)).collect();
-            documents.push((*slot, counts, super::bm25::length_code(length)));
-        }
+        let documents = self.live.iter().map(|(slot, (_, text))| (grain(*slot), text.as_str()));
+        let (ranked, statistics) = naive_bm25(documents, query, limit);
         assert_eq!(self.index.statistics(), statistics);
-        let bm25 = Bm25::new(statistics);
-        let mut terms = Vec::new();
-        for term in self.analyzer.query(query).terms {
-            let df = documents.iter().filter(|(_, counts, _)| counts.contains_key(term.as_bytes())).count();
-            if df > 0 {
-                terms.push((bm25.weight(df as u64), term));
-            }
-        }
-        terms.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
-        let mut ranked = Vec::new();
-        for (slot, counts, length) in &documents {
-            let score: f32 = terms.iter().fold(0.0, |sum, (weight, term)| match counts.get(term.as_bytes()) {
-                Some(frequency) => sum + bm25.score(*weight, *frequency, *length),
-                None => sum,
-            });
-            if score > 0.0 {
-                ranked.push(Ranked { id: grain(*slot), score });
-            }
-        }
-        ranked.sort();
-        ranked.truncate(limit);
         ranked
     }
 
@@ -148,6 +119,46 @@ impl World {
             assert_eq!(self.search(query, limit, budget), naive, "query {query:?}, limit {limit}, budget {budget}");
         }
     }
+}
+
+/// BM25 straight from its definition, over all documents at once.
+pub(crate) fn naive_bm25<'a>(
+    texts: impl Iterator<Item = (GrainId, &'a str)>,
+    query: &str,
+    limit: usize,
+) -> (Vec<Ranked>, Statistics) {
+    let mut analyzer = Analyzer::default();
+    let mut statistics = Statistics::default();
+    let mut documents = Vec::new();
+    for (id, text) in texts {
+        let (counts, length) = analyzer.counts(text);
+        statistics.docs += 1;
+        statistics.terms += u64::from(length);
+        let counts: BTreeMap<Vec<u8>, u32> = counts.iter().map(|(term, count)| (term.to_vec(), *count)).collect();
+        documents.push((id, counts, super::bm25::length_code(length)));
+    }
+    let bm25 = Bm25::new(statistics);
+    let mut terms = Vec::new();
+    for term in analyzer.query(query).terms {
+        let df = documents.iter().filter(|(_, counts, _)| counts.contains_key(term.as_bytes())).count();
+        if df > 0 {
+            terms.push((bm25.weight(df as u64), term));
+        }
+    }
+    terms.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    let mut ranked = Vec::new();
+    for (id, counts, length) in &documents {
+        let score: f32 = terms.iter().fold(0.0, |sum, (weight, term)| match counts.get(term.as_bytes()) {
+            Some(frequency) => sum + bm25.score(*weight, *frequency, *length),
+            None => sum,
+        });
+        if score > 0.0 {
+            ranked.push(Ranked { id: *id, score });
+        }
+    }
+    ranked.sort();
+    ranked.truncate(limit);
+    (ranked, statistics)
 }
 
 /// Words with a skewed distribution, as in language.
