@@ -375,6 +375,11 @@ impl Wal {
         self.shared.inner.borrow().options.pending_bytes_max
     }
 
+    /// Largest payload of one entry, in bytes.
+    pub fn payload_bytes_max(&self) -> usize {
+        self.shared.inner.borrow().payload_bytes_max()
+    }
+
     /// Resolves once everything appended so far is durable.
     pub fn flush(&self) -> Durable {
         self.durable(self.last_lsn())
