@@ -3,6 +3,7 @@
 use super::config::RaftSettingsError;
 use super::start::Quarantine;
 use super::types::ReplicaId;
+use gristmill_wal::WalError;
 use std::rc::Rc;
 
 /// A replica was not started. The log is untouched.
@@ -56,11 +57,16 @@ pub enum ProposeError {
         leader: Option<ReplicaId>,
     },
     /// Too much is in flight. Nothing was written. Retriable.
-    #[error("{in_flight} proposals are in flight, the limit; retry")]
+    #[error("{in_flight} proposals of {bytes} bytes are in flight in the shard; retry")]
     Busy {
         /// Proposals in flight.
         in_flight: usize,
+        /// Their bytes.
+        bytes: usize,
     },
+    /// The log's disk is full. Nothing was written; reads go on. Retriable once there is space.
+    #[error(transparent)]
+    DiskFull(Box<WalError>),
     /// The command does not fit into one log entry. Not retriable.
     #[error("a command of {bytes} bytes exceeds the log's limit of {bytes_max}; split it")]
     TooLarge {

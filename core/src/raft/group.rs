@@ -13,10 +13,11 @@
 //! Life: recovering -> ready -> stopped, never back. A restarted leader never resumes its old term. An idle group of one
 //! voter has no timer and burns no CPU.
 //!
-//! Limits: [`PROPOSALS_IN_FLIGHT_MAX`]; [`PROPOSE_ATTEMPTS_MAX`] for what openraft refuses before it writes.
+//! Limits: [`PROPOSALS_IN_FLIGHT_MAX`], [`PROPOSAL_BYTES_IN_FLIGHT_MAX`]; [`PROPOSE_ATTEMPTS_MAX`] for what openraft refuses before it writes.
 
 use super::config::RaftSettings;
 use super::errors::{ProposeError, ReadError, StartError, StopReason};
+use super::log_store::WalLog;
 use super::memory_store::MemoryLog;
 use super::network::NoPeers;
 use super::start::{GroupLog, LogSummary, RestartGuard, check_start, replay};
@@ -29,7 +30,7 @@ use gristmill_shardexec as shardexec;
 use gristmill_shardexec::sync::Notify;
 use gristmill_shardexec::time::Instant;
 use gristmill_shardexec::{Class, JoinHandle};
-use gristmill_wal::LogPosition;
+use gristmill_wal::{LogPosition, WalError};
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, LinearizableReadError, RaftError};
 use openraft::raft::{VoteRequest, WriteResult};
 use openraft::{Raft, RaftMetrics, ReadPolicy, ServerState};
@@ -44,6 +45,8 @@ use crate::state::envelope::ENTRY_HEADER_BYTES;
 
 /// Proposals of one group that wait for their outcome, at the most.
 pub const PROPOSALS_IN_FLIGHT_MAX: usize = 16_384;
+/// Bytes of those proposals, at the most.
+pub const PROPOSAL_BYTES_IN_FLIGHT_MAX: usize = 64 << 20;
 /// Times that a proposal is handed to openraft again after it refused it before writing.
 pub const PROPOSE_ATTEMPTS_MAX: u32 = 4;
 
@@ -64,8 +67,16 @@ pub struct GroupConfig {
 /// Where the group's log is kept.
 #[derive(Clone)]
 pub enum GroupStore {
+    /// On the core's WAL.
+    Wal(WalLog),
     /// In memory.
     Memory(MemoryLog),
+}
+
+impl From<WalLog> for GroupStore {
+    fn from(log: WalLog) -> Self {
+        GroupStore::Wal(log)
+    }
 }
 
 impl From<MemoryLog> for GroupStore {
@@ -141,6 +152,9 @@ struct Inner {
     /// The leader is moving to a new term; proposals wait.
     moving: Cell<bool>,
     in_flight: Cell<usize>,
+    bytes_in_flight: Cell<usize>,
+    /// Whether the log takes entries now.
+    check_space: Box<dyn Fn() -> Result<(), WalError>>,
     start: Cell<Option<JoinHandle<()>>>,
 }
 
@@ -165,6 +179,7 @@ impl Group {
         machine: Box<dyn StateMachine>,
     ) -> Result<Group, StartError> {
         match store.into() {
+            GroupStore::Wal(log) => Group::start_on(config, log, machine),
             GroupStore::Memory(log) => Group::start_on(config, log, machine),
         }
     }
@@ -174,7 +189,7 @@ impl Group {
         let raft_config = config.settings.to_openraft(format!("shard {}", config.shard.0))?;
         let summary = log.summary();
         check_start(&summary, machine.applied())?;
-        let releasing = log.clone();
+        let (releasing, asking) = (log.clone(), log.clone());
         let applier = Applier::new(machine, Box::new(move |index| releasing.release(index)));
         let inner = Rc::new(Inner {
             config,
@@ -189,6 +204,8 @@ impl Group {
             changed: Notify::new(),
             moving: Cell::new(false),
             in_flight: Cell::new(0),
+            bytes_in_flight: Cell::new(0),
+            check_space: Box::new(move || asking.check_space()),
             start: Cell::new(None),
         });
         let group = Group(Rc::clone(&inner));
@@ -228,14 +245,13 @@ impl Group {
     ///
     /// Batches are what makes this fast: the whole batch is one message to the consensus task and one append.
     pub async fn propose_many(&self, proposals: Vec<Proposal>) -> Vec<Result<Applied, ProposeError>> {
-        let count = proposals.len();
-        let _admitted = match self.admit(&proposals) {
-            Ok(admitted) => admitted,
-            Err(refused) => return refused,
-        };
-        if count == 0 {
+        if proposals.is_empty() {
             return Vec::new();
         }
+        let _admitted = match self.admit(&proposals) {
+            Ok(admitted) => admitted,
+            Err(refused) => return vec![Err(refused); proposals.len()],
+        };
         self.0.propose(proposals).await
     }
 
@@ -246,22 +262,29 @@ impl Group {
         self.propose_many(proposals).await.into_iter().map(answer).collect()
     }
 
-    fn admit(&self, proposals: &[Proposal]) -> Result<InFlight, Vec<Result<Applied, ProposeError>>> {
-        let refuse = |error: ProposeError| vec![Err(error); proposals.len()];
-        if let Some(unready) = self.0.unready() {
-            return Err(refuse(unready.into()));
+    fn admit(&self, proposals: &[Proposal]) -> Result<InFlight, ProposeError> {
+        let inner = &self.0;
+        if let Some(unready) = inner.unready() {
+            return Err(unready.into());
         }
-        let bytes_max = self.0.entry_bytes_max;
-        let bytes = |proposal: &Proposal| proposal.body.len() + ENTRY_HEADER_BYTES;
-        if let Some(bytes) = proposals.iter().map(bytes).find(|bytes| *bytes > bytes_max) {
-            return Err(refuse(ProposeError::TooLarge { bytes, bytes_max }));
+        (inner.check_space)().map_err(refusal)?;
+        let mut total = 0;
+        for proposal in proposals {
+            let bytes = proposal.body.len() + ENTRY_HEADER_BYTES;
+            if bytes > inner.entry_bytes_max {
+                return Err(ProposeError::TooLarge { bytes, bytes_max: inner.entry_bytes_max });
+            }
+            total += bytes;
         }
-        let in_flight = self.0.in_flight.get();
-        if in_flight + proposals.len() > PROPOSALS_IN_FLIGHT_MAX {
-            return Err(refuse(ProposeError::Busy { in_flight }));
+        let (in_flight, bytes) = (inner.in_flight.get(), inner.bytes_in_flight.get());
+        let fits = in_flight + proposals.len() <= PROPOSALS_IN_FLIGHT_MAX;
+        // A single batch above the limit of bytes goes through alone.
+        if !fits || (bytes > 0 && bytes + total > PROPOSAL_BYTES_IN_FLIGHT_MAX) {
+            return Err(ProposeError::Busy { in_flight, bytes });
         }
-        self.0.in_flight.set(in_flight + proposals.len());
-        Ok(InFlight { inner: Rc::clone(&self.0), count: proposals.len() })
+        inner.in_flight.set(in_flight + proposals.len());
+        inner.bytes_in_flight.set(bytes + total);
+        Ok(InFlight { inner: Rc::clone(inner), count: proposals.len(), bytes: total })
     }
 
     /// Whether this replica may answer a linearizable read from its state right now.
@@ -346,11 +369,13 @@ impl Group {
 struct InFlight {
     inner: Rc<Inner>,
     count: usize,
+    bytes: usize,
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.inner.in_flight.set(self.inner.in_flight.get() - self.count);
+        self.inner.bytes_in_flight.set(self.inner.bytes_in_flight.get() - self.bytes);
     }
 }
 
@@ -549,6 +574,15 @@ fn answer(result: WriteResult<TypeConfig>) -> Answer {
         }
         // Discarded after it was written; the other variants concern membership changes only.
         Err(_) => Answer::Settled(Err(ProposeError::Unknown)),
+    }
+}
+
+/// What a log that takes nothing means to a proposer.
+fn refusal(error: WalError) -> ProposeError {
+    if error.is_retriable() {
+        ProposeError::DiskFull(Box::new(error))
+    } else {
+        ProposeError::Stopped(StopReason::Failed(error.to_string().into()))
     }
 }
 

@@ -7,8 +7,8 @@ use super::start::{GroupLog, LogSummary};
 use super::tokens::TokenStamper;
 use super::types::{Entry, RaftLogId, RaftVote, TypeConfig, to_position};
 use gristmill_rpc::ids::ShardId;
-use gristmill_wal::FencingToken;
 use gristmill_wal::limits::{ENTRY_BYTES_MAX, SEQUENCES_PER_TERM};
+use gristmill_wal::{FencingToken, WalError};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{LogIdOptionExt, OptionalSend};
 use std::cell::{Ref, RefCell};
@@ -97,6 +97,10 @@ impl GroupLog for MemoryLog {
 
     fn entry_bytes_max(&self) -> usize {
         ENTRY_BYTES_MAX
+    }
+
+    fn check_space(&self) -> Result<(), WalError> {
+        Ok(())
     }
 }
 

@@ -12,9 +12,12 @@
 //!
 //! Deliberately absent in this version: peers (`network` says so to every call), snapshots, membership changes.
 
+mod cache;
+mod codec;
 mod config;
 mod errors;
 mod group;
+mod log_store;
 mod memory_store;
 mod network;
 mod runtime;
@@ -25,9 +28,13 @@ mod tests;
 mod tokens;
 mod types;
 
+pub use codec::EntryError;
 pub use config::{ELECTION_TIMEOUT_MS_MAX, ELECTION_TIMEOUT_MS_MIN, HEARTBEAT_MS, RaftSettings, RaftSettingsError};
 pub use errors::{ProposeError, ReadError, StartError, StopReason};
-pub use group::{Applied, Group, GroupConfig, GroupMetrics, GroupStore, PROPOSALS_IN_FLIGHT_MAX, Phase};
+pub use group::{
+    Applied, Group, GroupConfig, GroupMetrics, GroupStore, PROPOSAL_BYTES_IN_FLIGHT_MAX, PROPOSALS_IN_FLIGHT_MAX, Phase,
+};
+pub use log_store::{WalLog, WalLogOptions};
 pub use memory_store::MemoryLog;
 pub use start::{LogSummary, Quarantine, RestartGuard, check_start};
 pub use state_machine::{APPLY_BATCH_MAX, ApplyError, Committed, StateMachine};

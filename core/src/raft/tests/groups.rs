@@ -119,7 +119,7 @@ fn too_much_and_too_large_are_refused_before_anything_is_written() {
         let journal = SharedJournal::default();
         let group = ready(&MemoryLog::new(config().shard), &journal).await;
         let flood = group.propose_many(vec![proposal(b"x"); PROPOSALS_IN_FLIGHT_MAX + 1]).await;
-        assert!(flood.iter().all(|result| *result == Err(ProposeError::Busy { in_flight: 0 })));
+        assert!(flood.iter().all(|result| *result == Err(ProposeError::Busy { in_flight: 0, bytes: 0 })));
         let huge = vec![0; gristmill_wal::limits::ENTRY_BYTES_MAX + 1];
         let huge = group.propose_many(vec![proposal(b"small"), proposal(&huge)]).await;
         assert!(matches!(huge[..], [Err(ProposeError::TooLarge { .. }), Err(ProposeError::TooLarge { .. })]));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod contexts;
+mod durable;
 mod groups;
 mod storage_suite;
 

@@ -4,12 +4,15 @@
 use super::super::types::{Entry, RaftLogId, RaftStoredMembership, ReplicaId, TypeConfig};
 use super::*;
 use futures_util::{Stream, StreamExt};
+use gristmill_wal::{LogNumber, Wal, WalOptions};
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{OptionalSend, Snapshot, SnapshotMeta, StorageError};
 use std::io;
+use std::path::Path;
+use tempfile::TempDir;
 
 #[derive(Clone, Default)]
 struct SuiteMachine(Rc<RefCell<SuiteState>>);
@@ -84,6 +87,31 @@ impl StoreBuilder<TypeConfig, MemoryLog, SuiteMachine> for InMemory {
 #[test]
 fn openrafts_storage_suite_passes_in_memory() {
     on_executor(Suite::test_all(InMemory)).unwrap();
+}
+
+struct OnWal {
+    parent: &'static str,
+}
+
+impl StoreBuilder<TypeConfig, WalLog, SuiteMachine, TempDir> for OnWal {
+    async fn build(&self) -> Result<(TempDir, WalLog, SuiteMachine), StorageError<TypeConfig>> {
+        let directory = tempfile::tempdir_in(self.parent).unwrap();
+        let (wal, _report) = Wal::open(directory.path(), LogNumber(0), WalOptions::small()).await.unwrap();
+        let log = WalLog::new(wal, config().shard, WalLogOptions::default());
+        Ok((directory, log, SuiteMachine::default()))
+    }
+}
+
+#[test]
+fn openrafts_storage_suite_passes_on_the_wal() {
+    on_executor(Suite::test_all(OnWal { parent: "/tmp" })).unwrap();
+}
+
+#[test]
+fn openrafts_storage_suite_passes_on_the_wal_without_direct_io() {
+    if Path::new("/dev/shm").is_dir() {
+        on_executor(Suite::test_all(OnWal { parent: "/dev/shm" })).unwrap();
+    }
 }
 
 #[test]
