@@ -2,6 +2,7 @@
 //!
 //! - [`goals`]: alternating rounds, medians and the goal lines that every bench ends with.
 //! - [`data`]: the full-size real data, where there is any.
+//! - [`mesh`]: round trips between cores, spinning and parked, and what they cost at least.
 //! - [`scan`]: the exact vector scan.
 
 #![forbid(unsafe_code)]
@@ -12,4 +13,5 @@
 
 pub mod data;
 pub mod goals;
+pub mod mesh;
 pub mod scan;

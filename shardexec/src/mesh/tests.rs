@@ -213,3 +213,45 @@ fn a_seat_is_not_taken_by_another_core() {
     let seat = mesh::<u32>(2, 1).pop().expect("two seats");
     executor(0).block_on(async { drop(seat.attach()) });
 }
+
+/// Steady state: whatever the first messages set up is there already.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "counts what one thread allocates, executor included")]
+fn a_hop_allocates_nothing() {
+    const HOPS: u64 = 1_000;
+    /// `block_on` makes a waker, and a queue of the executor may still grow once.
+    const OF_THE_RUN: u64 = 8;
+    for io in DRIVERS {
+        let count = move |seat: super::MeshSeat<u64>| {
+            let mut executor = Executor::start(ExecutorConfig { core: seat.core(), io, ..ExecutorConfig::default() })
+                .expect("it starts");
+            let (me, other) = (seat.core(), CoreId(1 - seat.core().0));
+            let port = executor.block_on(async { seat.attach() });
+            let mut allocations = |hops: u64| {
+                let hop = async {
+                    for round in 0..hops {
+                        if me == CoreId(0) {
+                            port.send(other, round).await.expect("the peer stays to the end");
+                        }
+                        assert_eq!(port.recv().await, (other, round));
+                        if me == CoreId(1) {
+                            port.send(other, round).await.expect("the peer stays to the end");
+                        }
+                    }
+                };
+                allocation_counter::measure(|| executor.block_on(hop)).count_total
+            };
+            allocations(100);
+            allocations(HOPS)
+        };
+        let mut seats = mesh::<u64>(2, 8).into_iter();
+        let mut start = || {
+            let seat = seats.next().expect("two seats");
+            std::thread::spawn(move || count(seat))
+        };
+        for core in [start(), start()] {
+            let allocations = core.join().expect("no core panics");
+            assert!(allocations <= OF_THE_RUN, "{allocations} allocations in {HOPS} hops, {io:?}");
+        }
+    }
+}
