@@ -16,8 +16,8 @@ use crate::protocol::{Decoded, Frame, FrameDecoder};
 use crate::samples::{command, samples};
 use crate::schema::{
     ArchivedCommand, ArchivedExpected, ArchivedOperation, Command, ErrorReply, Expected, GetGrainReply,
-    GetGrainRequest, GetReply, GetRequest, Grain, Hello, HelloReply, Operation, RecallReply, RecallRequest, Relation,
-    ScanReply, ScanRequest, StatusReply, StatusRequest, WriteReply,
+    GetGrainRequest, GetReply, GetRequest, Grain, Hello, HelloReply, LegHit, Operation, RecallReply, RecallRequest,
+    Relation, ScanItem, ScanReply, ScanRequest, SearchHit, StatusReply, StatusRequest, WriteReply,
 };
 use crate::validate::{self, message_body};
 
@@ -236,6 +236,22 @@ fn grain() -> impl Strategy<Value = Grain> {
     )
 }
 
+fn hit() -> impl Strategy<Value = SearchHit> {
+    let leg = || prop::option::of((1_u32..300, -10_f32..10.0).prop_map(|(rank, score)| LegHit { rank, score }));
+    (any::<[u8; 16]>(), text(), 0_f32..1.0, 1_u32..300, (leg(), leg(), leg()), prop::option::of(grain())).prop_map(
+        |(id, subject, score, rank, (text, vector, relation), grain)| SearchHit {
+            id: GrainId(id),
+            subject,
+            score,
+            rank,
+            text,
+            vector,
+            relation,
+            grain,
+        },
+    )
+}
+
 fn operation() -> impl Strategy<Value = Operation> {
     let expected = prop_oneof![
         Just(Expected::Absent),
@@ -284,6 +300,28 @@ proptest! {
         }
         let header = FrameHeader::for_body(MessageType::Write, 1, &bytes);
         let _refused_or_harmless = walk(&header, &Body::copy_from(&bytes));
+    }
+
+    #[test]
+    fn recalls_round_trip_to_the_same_bytes(hits in prop::collection::vec(hit(), 0..6), grains in any::<u64>()) {
+        let reply = RecallReply { hits, grains };
+        let body = archive(&reply);
+        let copy = read::<RecallReply>(&body).expect("just archived");
+        prop_assert_eq!(&copy, &reply);
+        prop_assert_eq!(archive(&copy), body);
+    }
+
+    #[test]
+    fn scans_round_trip_to_the_same_bytes(
+        items in prop::collection::vec((bytes(), any::<u64>(), bytes()), 0..20),
+        more: bool,
+    ) {
+        let item = |(key, version, value)| ScanItem { key, version: Version(version), value };
+        let reply = ScanReply { items: items.into_iter().map(item).collect(), more };
+        let body = archive(&reply);
+        let copy = read::<ScanReply>(&body).expect("just archived");
+        prop_assert_eq!(&copy, &reply);
+        prop_assert_eq!(archive(&copy), body);
     }
 
     /// Archiving is a function of the value: replicas and retries may compare bytes.

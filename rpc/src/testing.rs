@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::body::{Body, archive};
 use crate::error::Rejection;
 use crate::frame::PROTOCOL_VERSION;
-use crate::ids::Version;
+use crate::ids::{ShardId, Version};
 use crate::limits::{FRAME_BODY_BYTES_MAX, IN_FLIGHT_MAX};
 use crate::message::read;
 use crate::protocol::{Request, ServerConnection, ServerOffer};
@@ -51,6 +51,8 @@ pub(crate) struct World {
     /// Requests that came in, by the core whose port they came through.
     pub(crate) requests: BTreeMap<u16, u64>,
     pub(crate) connections: u64,
+    /// The shards that requests named.
+    pub(crate) shards: Vec<ShardId>,
     sessions: BTreeMap<(u64, u64), WriteReply>,
     offer: Option<Arc<ServerOffer>>,
     streams: Vec<TcpStream>,
@@ -188,6 +190,7 @@ fn handle(
 ) -> Next {
     let mut world = world.lock().expect("no thread panicked");
     *world.requests.entry(core).or_default() += 1;
+    world.shards.push(incoming.header.shard);
     let fault = world.script.pop_front().unwrap_or(Fault::None);
     if let Fault::CloseBefore = fault {
         return Next::Close;

@@ -334,16 +334,12 @@ fn vector(place: impl fmt::Display, values: &[f32_le]) -> Result<(), Rejection> 
         return Err(invalid(place, "the vector has no dimensions; leave it out instead"));
     }
     at_most(&place, "vector", values.len(), VECTOR_DIMENSIONS_MAX, "dimensions")?;
-    let mut square = 0.0_f64;
-    for (at, value) in values.iter().enumerate() {
+    let square = square_of_norm(values);
+    if !square.is_finite() {
+        // Squares of f32 cannot overflow an f64 sum, so some component itself is not finite.
+        let (at, value) = values.iter().enumerate().find(|(_, value)| !value.to_native().is_finite()).expect("one is");
         let value = value.to_native();
-        if !value.is_finite() {
-            return Err(invalid(
-                place,
-                format_args!("vector[{at}] is {value}; every component must be a finite number"),
-            ));
-        }
-        square += f64::from(value) * f64::from(value);
+        return Err(invalid(place, format_args!("vector[{at}] is {value}; every component must be a finite number")));
     }
     let norm = square.sqrt();
     if (VECTOR_NORM_MIN..=VECTOR_NORM_MAX).contains(&norm) {
@@ -356,6 +352,19 @@ fn vector(place: impl fmt::Display, values: &[f32_le]) -> Result<(), Rejection> 
              {VECTOR_NORM_MIN:e} and {VECTOR_NORM_MAX:e} (leave a vector of zeros out)"
         ),
     ))
+}
+
+/// The sum of squares, in lanes, so that the compiler may compute them side by side.
+fn square_of_norm(values: &[f32_le]) -> f64 {
+    let mut lanes = [0.0_f64; 8];
+    let chunks = values.chunks(lanes.len());
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            let value = f64::from(value.to_native());
+            *lane += value * value;
+        }
+    }
+    lanes.iter().sum()
 }
 
 fn tags(place: impl fmt::Display, tags: &[rkyv::string::ArchivedString]) -> Result<(), Rejection> {

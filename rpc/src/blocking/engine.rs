@@ -20,6 +20,7 @@ use crate::client::{
     Answer, ClientError, ClientOptions, DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER, Jitter, RouteMap, Session,
     random_u64,
 };
+use crate::error::ErrorCode;
 use crate::ids::{SessionId, ShardId};
 use crate::protocol::{Call, SubmitError};
 use crate::schema::HelloReply;
@@ -324,6 +325,9 @@ impl Engine {
             None
         };
         let Some(pause) = pause else { return self.finish(ticket, Err(error)) };
+        if error.code() == Some(ErrorCode::WrongShard) {
+            entry.call.shard = ShardId::ANY; // our map is wrong; the server's is not
+        }
         entry.last = Some(error);
         let due = now + millis(pause);
         if due >= entry.deadline {

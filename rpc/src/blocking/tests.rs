@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::client::RetryPolicy;
 use crate::error::{ErrorCode, Rejection};
+use crate::ids::ShardId;
 use crate::schema::Relation;
 use crate::testing::{FakeServer, Fault};
 
@@ -118,6 +119,16 @@ fn passing_errors_are_retried_and_lasting_ones_are_not() {
     assert_eq!(error.code(), Some(ErrorCode::Overloaded));
     let requests = server.world().requests[&0];
     assert_eq!(requests, 15, "{error:?}");
+}
+
+/// A client whose ring is not the server's would be sent away for ever.
+#[test]
+fn a_client_that_names_the_wrong_shard_lets_the_server_choose() {
+    let server = FakeServer::start(1, 1);
+    let mut client = connect(&server);
+    server.script([Fault::Reject(Rejection::new(ErrorCode::WrongShard, "as scripted"))]);
+    assert_eq!(client.put("a", b"k", b"v"), Ok(Version(1)));
+    assert_eq!(server.world().shards, [ShardId(0), ShardId::ANY]);
 }
 
 #[test]
@@ -248,9 +259,9 @@ fn a_server_that_is_back_with_other_ports_is_routed_anew() {
     server.offer(|hello| hello.core_ports[1] = CLOSED_PORT);
     server.cut();
     client.put("b", b"k", b"v").expect("through the given address");
-    assert_eq!(client.map().core_of(crate::ids::ShardId(3)), Some((1, server.hello.core_ports[1])), "not asked yet");
+    assert_eq!(client.map().core_of(ShardId(3)), Some((1, server.hello.core_ports[1])), "not asked yet");
     client.status(false).expect("served");
-    assert_eq!(client.map().core_of(crate::ids::ShardId(3)), Some((1, CLOSED_PORT)));
+    assert_eq!(client.map().core_of(ShardId(3)), Some((1, CLOSED_PORT)));
 }
 
 #[test]

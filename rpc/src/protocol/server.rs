@@ -153,7 +153,8 @@ impl ServerConnection {
         self.push_error(to.correlation, rejection);
     }
 
-    /// Sends an error that concerns the connection as a whole, for example `ShuttingDown`.
+    /// Sends an error that concerns the connection as a whole, for example `ShuttingDown`. The client gives the
+    /// connection up when it reads this, so answer what is in flight first.
     pub fn notify(&mut self, rejection: &Rejection) {
         self.push_error(0, rejection);
     }

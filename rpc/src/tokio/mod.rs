@@ -79,11 +79,11 @@ impl Client {
         let prepared = prepare(message, &self.pool.map().ring)?;
         let (message, body, shard) = (prepared.message, prepared.body, prepared.shard);
         if message != MessageType::Write {
-            return self.pool.call(&Call { message, body, shard, session: SessionId::NONE, sequence: 0 }).await;
+            return self.pool.call(Call { message, body, shard, session: SessionId::NONE, sequence: 0 }).await;
         }
         let sequence = self.pool.begin_write().await;
         let call = Call { message, body, shard, session: self.pool.session(), sequence: sequence.number };
-        self.pool.call(&call).await
+        self.pool.call(call).await
     }
 
     /// Stores a value under a key.

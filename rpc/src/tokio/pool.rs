@@ -16,6 +16,7 @@ use crate::body::Body;
 use crate::client::{
     ClientError, ClientOptions, DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER, Jitter, RouteMap, Session, random_u64,
 };
+use crate::error::ErrorCode;
 use crate::ids::{SessionId, ShardId};
 use crate::protocol::Call;
 
@@ -96,12 +97,12 @@ impl Pool {
     }
 
     /// Makes a call, again and again where that makes sense, until its time is up.
-    pub(super) async fn call(&self, call: &Call) -> Result<Body, ClientError> {
+    pub(super) async fn call(&self, mut call: Call) -> Result<Body, ClientError> {
         let after = self.options.request_timeout;
         let (deadline, mut attempts, mut last) = (Instant::now() + after, 0, None);
         loop {
             attempts += 1;
-            let Ok(result) = timeout_at(deadline, self.attempt(call, deadline)).await else {
+            let Ok(result) = timeout_at(deadline, self.attempt(&call, deadline)).await else {
                 return Err(ClientError::Timeout { after, attempts, last: last.map(Box::new) });
             };
             let error = match result {
@@ -111,6 +112,9 @@ impl Pool {
             };
             let pause = self.options.retry.pause(attempts, error.retry_after_ms(), &mut lock(&self.jitter));
             let Some(pause) = pause else { return Err(error) };
+            if error.code() == Some(ErrorCode::WrongShard) {
+                call.shard = ShardId::ANY; // our map is wrong; the server's is not
+            }
             if Instant::now() + pause >= deadline {
                 return Err(ClientError::Timeout { after, attempts, last: Some(Box::new(error)) });
             }

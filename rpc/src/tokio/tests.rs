@@ -97,8 +97,11 @@ fn passing_errors_are_retried_and_lasting_ones_are_not() {
         server.script((0..20).map(|_| reject(ErrorCode::Overloaded)));
         let error = client.get("a", b"k").await.expect_err("ten attempts");
         assert_eq!(error.code(), Some(ErrorCode::Overloaded));
+        server.world().script = [reject(ErrorCode::WrongShard)].into();
+        assert_eq!(client.get("a", b"x").await, Ok(None));
     });
-    assert_eq!(server.world().requests[&0], 3 + 1 + 10);
+    assert_eq!(server.world().requests[&0], 3 + 1 + 10 + 2);
+    assert_eq!(server.world().shards.last(), Some(&crate::ids::ShardId::ANY), "the server's map is right");
 }
 
 /// A call that is given up must neither disturb the others nor leak its place among those in flight.
