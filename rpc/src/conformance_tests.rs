@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use crate::body::{Body, access, archive};
+use crate::error::ErrorCode;
 use crate::frame::{FrameHeader, MessageType};
 use crate::ids::{GrainId, Version};
-use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
+use crate::limits::{self, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
 use crate::message::{Message, read};
 use crate::protocol::{Decoded, Frame, FrameDecoder};
 use crate::samples::{command, samples};
@@ -74,6 +75,46 @@ fn every_bit_of_a_header_is_covered() {
             assert!(FrameHeader::decode(&garbled).is_err(), "bit {bit} of {}", sample.name);
         }
     }
+}
+
+/// The specification names the limits and codes that the code has.
+#[test]
+fn the_specification_agrees_with_the_code() {
+    let page = include_str!("../PROTOCOL.md");
+    let has = |words: &str| assert!(page.contains(words), "PROTOCOL.md does not say {words:?}");
+    for code in ErrorCode::ALL {
+        let retriable = if code.retriable() { " yes " } else { " " };
+        has(&format!("| {} | `{code:?}` |{retriable}|", code as u16));
+    }
+    for message in MessageType::ALL {
+        has(&format!("| {} | `{message:?}`", message as u16));
+    }
+    let mib = |bytes: usize| format!("{} MiB", bytes >> 20);
+    has(&format!("at most {} (`FRAME_BODY_BYTES_MAX`)", mib(FRAME_BODY_BYTES_MAX as usize)));
+    has(&format!("up to {} KiB (`HELLO_BODY_BYTES_MAX`)", limits::HELLO_BODY_BYTES_MAX >> 10));
+    has(&format!("1 to {} bytes of UTF-8 (`NAMESPACE_BYTES_MAX`)", limits::NAMESPACE_BYTES_MAX));
+    has(&format!("1 to {} bytes (`KEY_BYTES_MAX`)", thousands(limits::KEY_BYTES_MAX)));
+    has(&format!("0 to {} (`VALUE_BYTES_MAX`)", mib(limits::VALUE_BYTES_MAX)));
+    has(&format!("1 to {} bytes (`SUBJECT_BYTES_MAX`)", thousands(limits::SUBJECT_BYTES_MAX)));
+    has(&format!("up to {} (`TEXT_BYTES_MAX`)", mib(limits::TEXT_BYTES_MAX)));
+    has(&format!("up to {} (`PAYLOAD_BYTES_MAX`)", mib(limits::PAYLOAD_BYTES_MAX)));
+    has(&format!("up to {} (`RELATIONS_MAX`)", thousands(limits::RELATIONS_MAX)));
+    has(&format!("up to {} (`TAGS_MAX`) of 1 to {} bytes", limits::TAGS_MAX, limits::TAG_BYTES_MAX));
+    has(&format!("1 to {} finite f32 (`VECTOR_DIMENSIONS_MAX`)", thousands(limits::VECTOR_DIMENSIONS_MAX)));
+    has(&format!("from {:e} to {:e} (`VECTOR_NORM_MIN`", limits::VECTOR_NORM_MIN, limits::VECTOR_NORM_MAX));
+    has(&format!("1 to {} operations (`BATCH_OPS_MAX`)", thousands(limits::BATCH_OPS_MAX)));
+    has(&format!("up to {} (`SCAN_ITEMS_MAX`)", thousands(limits::SCAN_ITEMS_MAX as usize)));
+    let (hits, candidates) = (limits::RECALL_HITS_MAX, limits::RECALL_CANDIDATES_MAX);
+    has(&format!("{} (`RECALL_HITS_MAX`; 0: {})", thousands(hits as usize), limits::RECALL_HITS_DEFAULT));
+    let default = limits::RECALL_CANDIDATES_DEFAULT;
+    has(&format!("{} (`RECALL_CANDIDATES_MAX`; 0: {default})", thousands(candidates as usize)));
+    has(&format!("{} of their bodies (`IN_FLIGHT_BYTES_MAX`)", mib(limits::IN_FLIGHT_BYTES_MAX as usize)));
+    has(&format!("more than {} of replies wait to be fetched (`OUTPUT_BYTES_HIGH`)", mib(limits::OUTPUT_BYTES_HIGH)));
+    has(&format!("less than {} (`SESSION_WINDOW`)", thousands(limits::SESSION_WINDOW as usize)));
+}
+
+fn thousands(number: usize) -> String {
+    if number < 1000 { number.to_string() } else { format!("{},{:03}", number / 1000, number % 1000) }
 }
 
 /// Reads a body in full as its type. `Err` where it is refused; anything else than a result is a defect.

@@ -165,7 +165,7 @@ fn vectors_that_have_no_cosine_are_refused() {
     refused(put_grain(|g| g.vector = Some(vec![1e-20; 3])), InvalidArgument, "between 1e-15 and 1e15");
     refused(put_grain(|g| g.vector = Some(vec![f32::MAX])), InvalidArgument, "between 1e-15 and 1e15");
     refused(recalled(|r| r.vector = Some(vec![f32::NAN])), InvalidArgument, "vector[0] is NaN");
-    for edge in [1.1e-15_f32, 0.9e18] {
+    for edge in [1.1 * VECTOR_NORM_MIN as f32, 0.9 * VECTOR_NORM_MAX as f32] {
         let square = edge * edge;
         assert!(square.is_normal(), "the limits keep squares inside f32");
         assert_eq!(put_grain(|g| g.vector = Some(vec![edge])), Ok(()));
