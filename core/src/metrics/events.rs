@@ -24,8 +24,8 @@ pub enum Event {
     TornTailCut {
         /// The log.
         log: u16,
-        /// The segment that was cut.
-        segment: u64,
+        /// The segment file that was cut.
+        segment: String,
         /// Where, in bytes from the segment's beginning.
         offset: u64,
         /// Bytes dropped.
@@ -215,7 +215,7 @@ mod tests {
         let text = String::new;
         let events = [
             Event::RecoveryFinished { shard: 0, entries: 0, duration_us: 0 },
-            Event::TornTailCut { log: 0, segment: 0, offset: 0, dropped_bytes: 0 },
+            Event::TornTailCut { log: 0, segment: String::new(), offset: 0, dropped_bytes: 0 },
             Event::CorruptionFound { log: 0, segment: 0, offset: 0, detail: text() },
             Event::ShardQuarantined { shard: 0, reason: text() },
             Event::LogFailed { log: 0, reason: text() },

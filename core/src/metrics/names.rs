@@ -99,6 +99,9 @@ definitions! {
     // Requests, per core.
     CONNECTIONS: Gauge, Count, "connections", "Open client connections.";
     REQUESTS: Counter, Count, "requests_total", "Requests received.";
+    FORWARDED_REQUESTS: Counter, Count, "forwarded_requests_total", "Requests passed to the core that owns their shard.";
+    CONNECTIONS_ACCEPTED: Counter, Count, "connections_accepted_total", "Client connections accepted.";
+    BAD_FRAMES: Counter, Count, "bad_frames_total", "Connections ended because what came is no frame.";
     REQUEST_ERRORS: Counter, Count, "request_errors_total", "Requests answered with an error.";
     REQUEST_LATENCY: Histogram, Microseconds, "request_latency_us", "From a request's last byte to its answer's first.";
     RECALL_LATENCY: Histogram, Microseconds, "recall_latency_us", "From a recall's last byte to its answer's first.";

@@ -1,0 +1,227 @@
+//! Commands that ask a running server: put, get, del, scan, recall, status.
+
+use super::args::{DelArgs, GetArgs, PutArgs, RecallArgs, ScanArgs, ServerArgs, StatusArgs};
+use super::{ExitStatus, Failure, Outcome, parse, show};
+use gristmill_rpc::blocking::Client;
+use gristmill_rpc::client::ClientError;
+use gristmill_rpc::ids::{GrainId, Version};
+use gristmill_rpc::limits::{SCAN_ITEMS_MAX, VALUE_BYTES_MAX};
+use gristmill_rpc::schema::{Expected, Grain, Operation, RecallRequest, ScanRequest, WriteReply};
+use serde_json::json;
+use std::io::Read;
+use std::path::Path;
+
+fn connect(server: &ServerArgs) -> Result<Client, Failure> {
+    Client::connect(&server.addr).map_err(|error| failure(&error))
+}
+
+/// A client's error as a failure of the command.
+fn failure(error: &ClientError) -> Failure {
+    let status = if error.code().is_some() { ExitStatus::Refused } else { ExitStatus::Unreachable };
+    Failure::new(status, error.to_string())
+}
+
+pub(super) fn put(args: &PutArgs) -> Outcome {
+    let mut client = connect(&args.server)?;
+    let json = args.server.json;
+    let (operation, id) = match (&args.key, &args.subject) {
+        (Some(key), _) => (put_value(args, key)?, None),
+        (None, Some(subject)) => {
+            let id = args.id.as_deref().map_or_else(|| Ok(random_id(&client)), parse::grain_id)?;
+            (put_grain(args, subject, id)?, Some(id))
+        }
+        (None, None) => return Err(Failure::usage("give --key for a plain value or --subject for a grain")),
+    };
+    let reply = client.batch(vec![operation]).map_err(|error| failure(&error))?;
+    Ok(print_write(&reply, id, json))
+}
+
+fn put_value(args: &PutArgs, key: &str) -> Result<Operation, Failure> {
+    let (namespace, key) = (args.ns.clone(), key.as_bytes().to_vec());
+    let value = match (&args.value, &args.value_file) {
+        (Some(value), _) => value.clone().into_bytes(),
+        (None, Some(path)) => read_value(path)?,
+        (None, None) => return Err(Failure::usage("give --value or --value-file")),
+    };
+    let expected = match args.if_version {
+        Some(version) => Some(Expected::Version(Version(version))),
+        None if args.if_absent => Some(Expected::Absent),
+        None => None,
+    };
+    Ok(match expected {
+        Some(expected) => Operation::CompareAndSet { namespace, key, expected, value: Some(value) },
+        None => Operation::Put { namespace, key, value, ttl_ms: args.ttl_ms },
+    })
+}
+
+/// Reads a value from a file or standard input, no further than a value may be long.
+#[expect(clippy::disallowed_methods, reason = "the command's own file, before any core runs")]
+fn read_value(path: &Path) -> Result<Vec<u8>, Failure> {
+    let source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(std::io::stdin())
+    } else {
+        let file = std::fs::File::open(path);
+        Box::new(file.map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?)
+    };
+    let mut value = Vec::new();
+    let read = source.take(VALUE_BYTES_MAX as u64 + 1).read_to_end(&mut value);
+    read.map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    if value.len() > VALUE_BYTES_MAX {
+        return Err(Failure::usage(format!("{} is over the limit of {VALUE_BYTES_MAX} bytes", path.display())));
+    }
+    Ok(value)
+}
+
+fn put_grain(args: &PutArgs, subject: &str, id: GrainId) -> Result<Operation, Failure> {
+    let grain = Grain {
+        id,
+        namespace: args.ns.clone(),
+        subject: subject.to_owned(),
+        text: args.text.clone(),
+        vector: args.vector.as_deref().map(parse::vector).transpose()?,
+        relations: parse::relations(&args.relation, args.object.as_ref())?,
+        tags: args.tag.clone(),
+        payload: args.payload.clone().unwrap_or_default().into_bytes(),
+    };
+    Ok(Operation::PutGrain { grain })
+}
+
+/// An id that nobody else has: the client's session is random, and it writes once.
+fn random_id(client: &Client) -> GrainId {
+    GrainId::from_name(&format!("session {:016x}", client.session().0))
+}
+
+fn print_write(reply: &WriteReply, id: Option<GrainId>, json: bool) -> ExitStatus {
+    let found = reply.failed.as_ref().map(|failed| failed.found.map(|version| version.0));
+    if json {
+        let mut out = json!({ "applied": reply.applied, "version": reply.version.0 });
+        if let Some(id) = id {
+            out["id"] = json!(show::id(id));
+        }
+        if let Some(found) = found {
+            out["found_version"] = json!(found);
+        }
+        show::line(&out.to_string());
+    } else if let Some(found) = found {
+        let found = found.map_or("the key does not exist".to_owned(), |version| format!("it has version {version}"));
+        eprintln!("gristmill: the condition did not hold: {found}");
+    } else if let Some(id) = id {
+        show::line(&show::id(id));
+    }
+    if reply.applied { ExitStatus::Done } else { ExitStatus::Negative }
+}
+
+pub(super) fn get(args: &GetArgs) -> Outcome {
+    let mut client = connect(&args.server)?;
+    let missing = || {
+        if args.server.json {
+            show::line(&json!({ "found": false }).to_string());
+        }
+        Ok(ExitStatus::Negative)
+    };
+    if let Some(id) = &args.id {
+        let found = client.get_grain(&args.ns, parse::grain_id(id)?).map_err(|error| failure(&error))?;
+        let Some((grain, version)) = found else { return missing() };
+        let mut shown = show::grain(&grain);
+        shown["version"] = json!(version.0);
+        show::line(&if args.server.json { shown.to_string() } else { format!("{shown:#}") });
+        return Ok(ExitStatus::Done);
+    }
+    let key = args.key.as_deref().unwrap_or_default();
+    let Some(value) = client.get(&args.ns, key.as_bytes()).map_err(|error| failure(&error))? else { return missing() };
+    if args.server.json {
+        show::line(&show::versioned(&value).to_string());
+    } else {
+        show::print(&[value.value.as_slice(), b"\n"].concat());
+    }
+    Ok(ExitStatus::Done)
+}
+
+pub(super) fn del(args: &DelArgs) -> Outcome {
+    let mut client = connect(&args.server)?;
+    let namespace = args.ns.clone();
+    let operation = match &args.id {
+        Some(id) => Operation::DeleteGrain { namespace, id: parse::grain_id(id)? },
+        None => Operation::Delete { namespace, key: args.key.clone().unwrap_or_default().into_bytes() },
+    };
+    let reply = client.batch(vec![operation]).map_err(|error| failure(&error))?;
+    Ok(print_write(&reply, None, args.server.json))
+}
+
+pub(super) fn scan(args: ScanArgs) -> Outcome {
+    let mut client = connect(&args.server)?;
+    let mut request = ScanRequest {
+        namespace: args.ns,
+        start: args.start.into_bytes(),
+        end: args.end.into_bytes(),
+        prefix: args.prefix.into_bytes(),
+        limit: 0,
+        reverse: args.reverse,
+    };
+    let (mut left, mut items) = (args.limit, Vec::new());
+    loop {
+        request.limit = left.min(SCAN_ITEMS_MAX);
+        let reply = client.scan(&request).map_err(|error| failure(&error))?;
+        left -= u32::try_from(reply.items.len()).unwrap_or(left).min(left);
+        let last = reply.items.last().map(|item| item.key.clone());
+        for item in &reply.items {
+            if args.server.json {
+                items.push(show::item(item));
+            } else {
+                show::print(&[item.key.as_slice(), b"\t", item.value.as_slice(), b"\n"].concat());
+            }
+        }
+        match last {
+            Some(last) if reply.more && left > 0 && args.reverse => request.end = last,
+            // The smallest key after the last one.
+            Some(last) if reply.more && left > 0 => request.start = [last.as_slice(), &[0]].concat(),
+            _ => {
+                if args.server.json {
+                    show::line(&json!({ "items": items, "more": reply.more }).to_string());
+                }
+                return Ok(ExitStatus::Done);
+            }
+        }
+    }
+}
+
+pub(super) fn recall(args: RecallArgs) -> Outcome {
+    let mut client = connect(&args.server)?;
+    let request = RecallRequest {
+        namespace: args.ns,
+        text: args.text,
+        vector: args.vector.as_deref().map(parse::vector).transpose()?,
+        relation: parse::pattern(args.relation.as_ref(), args.relation_subject)?,
+        tags: args.tag,
+        subject: args.subject,
+        limit: args.limit,
+        candidates: 0,
+        with_grains: args.with_grains,
+    };
+    let reply = client.recall(&request).map_err(|error| failure(&error))?;
+    if args.server.json {
+        let hits: Vec<_> = reply.hits.iter().map(show::hit).collect();
+        show::line(&json!({ "hits": hits, "grains": reply.grains }).to_string());
+    } else {
+        for hit in &reply.hits {
+            show::line(&show::hit_line(hit));
+            if let Some(text) = hit.grain.as_ref().and_then(|grain| grain.text.as_ref()) {
+                show::line(&format!("     {text}"));
+            }
+        }
+    }
+    Ok(if reply.hits.is_empty() { ExitStatus::Negative } else { ExitStatus::Done })
+}
+
+pub(super) fn status(args: &StatusArgs) -> Outcome {
+    let mut client = connect(&args.server)?;
+    let status = client.status(args.verbose).map_err(|error| failure(&error))?;
+    if args.server.json {
+        show::line(&status);
+    } else {
+        let parsed: serde_json::Value = serde_json::from_str(&status)
+            .map_err(|error| Failure::new(ExitStatus::Refused, format!("the server's status is no JSON: {error}")))?;
+        show::line(&format!("{parsed:#}"));
+    }
+    Ok(ExitStatus::Done)
+}

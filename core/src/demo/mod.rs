@@ -1,0 +1,47 @@
+//! `gristmill demo`: a node in this process, real data through the real path, figures from this very run.
+//!
+//! ```text
+//!   sample ─► blocking client ─TCP─► node (log, consensus, state, indexes) ─► recall ─► report
+//!                                                    brute force in f32 ─► recall@10 ─┘
+//! ```
+
+mod measure;
+mod report;
+mod run;
+pub mod sample;
+
+pub use report::Report;
+pub use run::{DemoError, run};
+pub use sample::Sample;
+
+use crate::cli::{ExitStatus, Failure, Outcome};
+use gristmill_shardexec::IoChoice;
+use std::path::PathBuf;
+
+/// What a demo may be told.
+#[derive(Debug, Clone, Default)]
+pub struct DemoOptions {
+    /// Keep the store here; `None`: a temporary directory that is removed afterwards.
+    pub data_dir: Option<PathBuf>,
+    /// I/O driver.
+    pub io: IoChoice,
+    /// Number of cores; `None`: all that this process may use.
+    pub cores: Option<u16>,
+    /// Queries to print with their hits.
+    pub show: usize,
+    /// JSON instead of text.
+    pub json: bool,
+}
+
+/// The sub-command: runs the demo on the bundled sample and prints its report.
+pub(crate) fn command(options: &DemoOptions) -> Outcome {
+    let broken = |error: &dyn std::fmt::Display| Failure::new(ExitStatus::Broken, error.to_string());
+    let sample = Sample::bundled().map_err(|error| broken(&error))?;
+    let report = run(&sample, options).map_err(|error| broken(&error))?;
+    if options.json {
+        crate::cli::show::line(&serde_json::to_string(&report).expect("a report is plain data"));
+    } else {
+        crate::cli::show::print(report.to_text(options.show).as_bytes());
+    }
+    Ok(ExitStatus::Done)
+}

@@ -1,0 +1,355 @@
+//! How a core comes up and goes down. See the module head of [`super`] for the order.
+
+use super::core::{Core, start_loops};
+use super::peers::{CoreMessage, Peers};
+use super::status::NodeDescription;
+use super::stop::StopSignal;
+use super::{Listening, NodeConfig};
+use crate::metrics::Registry;
+use crate::raft::{self, Group, GroupConfig, RaftSettings, ReplicaId, WalLog, WalLogOptions};
+use crate::shard::data_dir::{DataDir, DataDirError, DataDirOptions, log_dir_name};
+use crate::shard::machine::Machine;
+use crate::shard::placement::Placement;
+use crate::shard::replica::Shard;
+use crate::shard::superblock::{LOGS_MAX, SHARDS_MAX, Superblock};
+use gristmill_rpc::error::{ErrorCode, Rejection};
+use gristmill_rpc::frame::PROTOCOL_VERSION;
+use gristmill_rpc::ids::ShardId;
+use gristmill_rpc::limits::{FRAME_BODY_BYTES_MAX, IN_FLIGHT_MAX};
+use gristmill_rpc::protocol::ServerOffer;
+use gristmill_rpc::ring::Ring;
+use gristmill_rpc::schema::HelloReply;
+use gristmill_shardexec::cores::{CorePanic, CoresError};
+use gristmill_shardexec::mesh::MeshSeat;
+use gristmill_shardexec::net::{ListenOptions, TcpListener};
+use gristmill_shardexec::time::sleep;
+use gristmill_shardexec::{Class, CoreId, driver_name, spawn};
+use gristmill_wal::{LogNumber, Wal, WalError};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+/// Cores of one node at the most.
+pub(crate) const CORES_MAX: u16 = 512;
+/// Times that binding the shared port is tried again while the probe of it is still closing.
+const BIND_ATTEMPTS_MAX: u32 = 20;
+/// Pause between them.
+const BIND_PAUSE: Duration = Duration::from_millis(5);
+
+/// Why a node did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BootError {
+    /// The configuration cannot be.
+    #[error("{option}: {problem}")]
+    Config {
+        /// Which option.
+        option: &'static str,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// A port cannot be bound.
+    #[error("cannot listen on {address}: {source}{}", listen_hint(source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A log cannot be opened.
+    #[error("log {log}: {source}")]
+    Wal {
+        /// Its directory's name.
+        log: String,
+        /// What the log said.
+        source: WalError,
+    },
+    /// A thread or its executor could not start.
+    #[error(transparent)]
+    Cores(#[from] CoresError),
+    /// A core panicked.
+    #[error(transparent)]
+    Panic(#[from] CorePanic),
+    /// Another core failed first.
+    #[error("the node stopped while it was starting")]
+    Stopped,
+}
+
+fn listen_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "; another process has the port, give another one with --listen",
+        io::ErrorKind::AddrNotAvailable => "; the address is not one of this machine's",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege, give another one with --listen",
+        _ => "",
+    }
+}
+
+/// Refuses what no node can run with, before anything is touched.
+pub(super) fn check(config: &NodeConfig) -> Result<(), BootError> {
+    let refuse = |option, problem: String| Err(BootError::Config { option, problem });
+    if !config.insecure && !config.listen.ip().is_loopback() {
+        let problem = format!(
+            "{} is not a loopback address, and nothing is encrypted or authenticated yet; \
+             listen on 127.0.0.1, or give --insecure if everybody who can reach it may read and write everything",
+            config.listen
+        );
+        return refuse("--listen", problem);
+    }
+    if config.cores == Some(0) || config.cores() > CORES_MAX {
+        return refuse("--cores", format!("{} is not 1 to {CORES_MAX}", config.cores.unwrap_or_default()));
+    }
+    if let Some(shards) = config.shards
+        && (shards == 0 || shards > SHARDS_MAX)
+    {
+        return refuse("--shards", format!("{shards} is not 1 to {SHARDS_MAX}"));
+    }
+    if config.core_ports.len() > usize::from(config.cores()) {
+        let problem = format!("{} ports for {} cores", config.core_ports.len(), config.cores());
+        return refuse("--core-ports", problem);
+    }
+    Ok(())
+}
+
+/// What one core needs to come up.
+pub(super) struct Boot {
+    pub(super) core: CoreId,
+    pub(super) cores: u16,
+    pub(super) config: NodeConfig,
+    pub(super) stop: StopSignal,
+}
+
+/// What core 0 finds out and tells the others first.
+#[derive(Clone)]
+pub(crate) struct Opened {
+    superblock: Superblock,
+    listen: SocketAddr,
+}
+
+/// What core 0 tells the others once all ports are bound.
+#[derive(Clone)]
+pub(crate) struct Offered {
+    pub(super) offer: Arc<ServerOffer>,
+    pub(super) node: NodeDescription,
+}
+
+/// Runs one core from its first step to its last.
+pub(super) async fn run(
+    boot: Boot,
+    seat: MeshSeat<CoreMessage>,
+    ready: mpsc::Sender<Listening>,
+) -> Result<(), BootError> {
+    let peers = Peers::start(seat);
+    let outcome = boot.serve(&peers, ready).await;
+    if outcome.is_err() {
+        peers.stop_others();
+    }
+    outcome
+}
+
+impl Boot {
+    async fn serve(self, peers: &Rc<Peers>, ready: mpsc::Sender<Listening>) -> Result<(), BootError> {
+        // Held to the end: it is the lock on the data directory.
+        let mut data_dir = None;
+        let (opened, shared) = if self.core == CoreId(0) {
+            let (opened, listener, directory) = self.open().await?;
+            data_dir = Some(directory);
+            for other in peers.others() {
+                peers.send(other, CoreMessage::Opened(opened.clone()));
+            }
+            (opened, listener)
+        } else {
+            let opened = self.expect_opened(peers).await?;
+            let shared = bind(opened.listen, true).await?;
+            (opened, shared)
+        };
+        let own = self.bind_own().await?;
+        let offered = self.agree(peers, &opened, own.local_addr()).await?;
+        let placement = Placement::new(opened.superblock.shards, opened.superblock.logs, self.cores);
+        let core = self.build(placement, &opened, &offered, peers);
+        start_loops(&core, vec![shared, own]);
+        if self.core == CoreId(0) {
+            self.announce(&core, &opened, &offered, &ready);
+        }
+        drop(ready);
+        let logs = self.open_logs(&core, placement).await?;
+        core.stopped().await;
+        for shard in core.shards() {
+            shard.shutdown().await;
+        }
+        close_logs(logs).await?;
+        drop(data_dir);
+        Ok(())
+    }
+
+    /// Core 0: the data directory, and the port that all cores share.
+    async fn open(&self) -> Result<(Opened, TcpListener, DataDir), BootError> {
+        let options = DataDirOptions {
+            shards: self.config.shards,
+            shards_default: u32::from(self.cores),
+            logs: self.cores.min(LOGS_MAX),
+        };
+        let directory = DataDir::open(&self.config.data_dir, options).await?;
+        if self.config.listen.port() != 0 {
+            // Sharing a port between our cores would also share it with another server: make sure that there is none.
+            drop(bind(self.config.listen, false).await?);
+        }
+        let listener = bind(self.config.listen, true).await?;
+        let opened = Opened { superblock: *directory.superblock(), listen: listener.local_addr() };
+        Ok((opened, listener, directory))
+    }
+
+    async fn expect_opened(&self, peers: &Peers) -> Result<Opened, BootError> {
+        match peers.receive().await {
+            (_, CoreMessage::Opened(opened)) => Ok(opened),
+            _ => Err(BootError::Stopped),
+        }
+    }
+
+    async fn bind_own(&self) -> Result<TcpListener, BootError> {
+        let port = self.config.core_ports.get(usize::from(self.core.0)).copied().unwrap_or(0);
+        bind(SocketAddr::new(self.config.listen.ip(), port), false).await
+    }
+
+    /// Collects every core's port on core 0 and spreads what clients are offered.
+    async fn agree(&self, peers: &Peers, opened: &Opened, own: SocketAddr) -> Result<Offered, BootError> {
+        if self.core != CoreId(0) {
+            peers.send(CoreId(0), CoreMessage::Bound { port: own.port() });
+            return match peers.receive().await {
+                (_, CoreMessage::Offered(offered)) => Ok(offered),
+                _ => Err(BootError::Stopped),
+            };
+        }
+        let mut ports = BTreeMap::from([(CoreId(0), own.port())]);
+        while ports.len() < usize::from(self.cores) {
+            match peers.receive().await {
+                (core, CoreMessage::Bound { port }) => ports.insert(core, port),
+                _ => return Err(BootError::Stopped),
+            };
+        }
+        let offered = self.offer(opened, ports.into_values().collect());
+        for other in peers.others() {
+            peers.send(other, CoreMessage::Offered(offered.clone()));
+        }
+        Ok(offered)
+    }
+
+    fn offer(&self, opened: &Opened, core_ports: Vec<u16>) -> Offered {
+        let superblock = &opened.superblock;
+        let placement = Placement::new(superblock.shards, superblock.logs, self.cores);
+        let reply = HelloReply {
+            version: PROTOCOL_VERSION,
+            server: concat!("gristmill ", env!("CARGO_PKG_VERSION")).to_owned(),
+            store: superblock.store,
+            shards: superblock.shards,
+            ring_vnodes: superblock.ring_vnodes,
+            core_ports: core_ports.clone(),
+            shard_cores: (0..superblock.shards).map(|shard| placement.core_of(ShardId(shard)).0).collect(),
+            frame_body_bytes_max: FRAME_BODY_BYTES_MAX,
+            in_flight_max: IN_FLIGHT_MAX,
+        };
+        let node = NodeDescription {
+            store: superblock.store,
+            data_dir: self.config.data_dir.display().to_string(),
+            io_driver: driver_name(),
+            listen: opened.listen.to_string(),
+            core_ports,
+        };
+        Offered { offer: ServerOffer::new(&reply), node }
+    }
+
+    fn build(&self, placement: Placement, opened: &Opened, offered: &Offered, peers: &Rc<Peers>) -> Rc<Core> {
+        let ring = Ring::new(opened.superblock.shards, opened.superblock.ring_vnodes);
+        let registry = Registry::new(self.core.0);
+        let mut shards = BTreeMap::new();
+        for log in placement.logs_of(self.core) {
+            for id in placement.shards_in(log) {
+                shards.insert(id, Shard::new(id, Machine::new(id, &ring, &registry)));
+            }
+        }
+        Core::new(self.core, placement, ring, shards, Rc::clone(peers), offered.clone(), registry)
+    }
+
+    /// Core 0: tells the starting thread where the node listens, and waits for its wish to stop.
+    fn announce(&self, core: &Rc<Core>, opened: &Opened, offered: &Offered, ready: &mpsc::Sender<Listening>) {
+        let host: IpAddr = opened.listen.ip();
+        let listening = Listening {
+            listen: opened.listen,
+            cores: offered.node.core_ports.iter().map(|port| SocketAddr::new(host, *port)).collect(),
+            shards: opened.superblock.shards,
+            io_driver: driver_name(),
+        };
+        // Only a caller that has given up does not listen; the node then goes on until it is stopped.
+        let _ = ready.send(listening);
+        let (core, stop) = (Rc::clone(core), self.stop.clone());
+        spawn(Class::Request, "stop signal", async move {
+            stop.asked().await;
+            core.stop_node();
+        });
+    }
+
+    /// Opens this core's logs and starts consensus on every shard in them.
+    async fn open_logs(&self, core: &Rc<Core>, placement: Placement) -> Result<Vec<(LogNumber, Wal)>, BootError> {
+        let mut logs = Vec::new();
+        for log in placement.logs_of(self.core) {
+            let directory: PathBuf = self.config.data_dir.join(log_dir_name(log));
+            let failed = |source| BootError::Wal { log: log_dir_name(log), source };
+            let (wal, report) = Wal::open(&directory, log, self.config.wal.clone()).await.map_err(failed)?;
+            core.log_recovered(log, &wal, &report);
+            for id in placement.shards_in(log) {
+                let shard = core.shards().find(|shard| shard.id() == id).expect("built for this placement");
+                start_shard(shard, &wal);
+            }
+            logs.push((log, wal));
+        }
+        Ok(logs)
+    }
+}
+
+/// Starts consensus on one shard. One that must not run is refused, the others go on.
+fn start_shard(shard: &Rc<Shard>, wal: &Wal) {
+    let id = shard.id();
+    let config =
+        GroupConfig { shard: id, replica: ReplicaId { node: 1, incarnation: 1 }, settings: RaftSettings::default() };
+    let store = WalLog::new(wal.clone(), id, WalLogOptions::default());
+    match Group::start(config, store, shard.machine().state_machine()) {
+        Ok(group) => shard.run(group),
+        Err(error) => {
+            eprintln!("gristmill: shard {} does not serve: {error}", id.0);
+            let code = match error {
+                raft::StartError::Quarantined(_) => ErrorCode::Quarantined,
+                _ => ErrorCode::Internal,
+            };
+            shard.refuse(Rejection::new(code, format!("shard {}: {error}", id.0)));
+        }
+    }
+}
+
+async fn close_logs(logs: Vec<(LogNumber, Wal)>) -> Result<(), BootError> {
+    for (log, wal) in logs {
+        wal.close().await.map_err(|source| BootError::Wal { log: log_dir_name(log), source })?;
+    }
+    Ok(())
+}
+
+/// Binds a listener. With `shared`, several cores may bind the same port, and the kernel spreads connections over them.
+async fn bind(address: SocketAddr, shared: bool) -> Result<TcpListener, BootError> {
+    let options = ListenOptions { reuse_port: shared, ..ListenOptions::default() };
+    let mut attempt = 1;
+    loop {
+        match TcpListener::bind(address, options).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) if shared && error.kind() == io::ErrorKind::AddrInUse && attempt < BIND_ATTEMPTS_MAX => {
+                attempt += 1;
+                sleep(BIND_PAUSE).await;
+            }
+            Err(source) => return Err(BootError::Listen { address, source }),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! One client connection: a task that reads and a task that writes, around the sans-I/O protocol.
+//!
+//! ```text
+//!   socket ──recv──► ServerConnection ──Request──► Core::dispatch ──► shard (here or over the mesh)
+//!      ▲                   │ output                                        │
+//!      └──send── writer ◄──┴────────────── answer(accepted, …) ◄───────────┘
+//! ```
+//!
+//! Invariants
+//! - No task per request: an answer is encoded into the connection's output and the writer is woken.
+//! - Memory is bounded: the protocol limits requests in flight and the bytes that they and their answers hold, and the
+//!   reader stops while it says so.
+//! - Bytes that are no frame end the connection, after the reason has been sent; requests in flight go on, their answers
+//!   are dropped.
+
+use super::core::Core;
+use super::reply::{Answer, ReplyTo};
+use gristmill_rpc::protocol::{Accepted, ServerConnection};
+use gristmill_shardexec::net::{ShutdownHow, TcpStream};
+use gristmill_shardexec::sync::Notify;
+use gristmill_shardexec::{Class, spawn, yield_if_spent};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Bytes that one receive may take.
+const RECEIVE_BYTES: usize = 64 << 10;
+/// Output buffers larger than this are freed instead of kept for the next send.
+const OUTPUT_KEPT_BYTES_MAX: usize = 256 << 10;
+
+/// A connection that its reader, its writer and the requests in flight share.
+pub(crate) struct Connection {
+    protocol: RefCell<ServerConnection>,
+    socket: TcpStream,
+    /// There is output, or the connection is closing.
+    output: Notify,
+    /// The protocol may take input again, or the connection is closing.
+    input: Notify,
+    closing: Cell<bool>,
+}
+
+impl Connection {
+    /// Serves a connection until the client or the server ends it.
+    pub(crate) fn serve(core: &Rc<Core>, socket: TcpStream) -> Rc<Connection> {
+        let connection = Rc::new(Connection {
+            protocol: RefCell::new(ServerConnection::new(core.offer())),
+            socket,
+            output: Notify::new(),
+            input: Notify::new(),
+            closing: Cell::new(false),
+        });
+        let reader = Rc::clone(&connection).read(Rc::clone(core));
+        spawn(Class::Request, "connection reader", reader);
+        spawn(Class::Request, "connection writer", Rc::clone(&connection).write());
+        connection
+    }
+
+    /// Encodes an answer and wakes the writer.
+    pub(crate) fn answer(&self, accepted: Accepted, answer: Answer) {
+        let mut protocol = self.protocol.borrow_mut();
+        match answer {
+            Ok(body) => protocol.reply(accepted, &body),
+            Err(rejection) => protocol.reject(accepted, &rejection),
+        }
+        drop(protocol);
+        self.output.notify_one();
+        self.input.notify_one();
+    }
+
+    /// Takes no more requests; what is in flight is still answered.
+    pub(crate) fn close(&self) {
+        self.closing.set(true);
+        self.input.notify_one();
+        self.output.notify_one();
+    }
+
+    /// Requests accepted and not yet answered.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.protocol.borrow().in_flight()
+    }
+
+    async fn read(self: Rc<Self>, core: Rc<Core>) {
+        let _open = core.connection_opened(&self);
+        let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
+        while !self.closing.get() {
+            if !self.protocol.borrow().wants_input() {
+                self.input.notified().await;
+                continue;
+            }
+            buffer.clear();
+            let received;
+            (received, buffer) = self.socket.recv(buffer).await;
+            if !matches!(received, Ok(1..)) || !self.take_requests(&core, &buffer) {
+                break;
+            }
+            yield_if_spent().await;
+        }
+        self.close();
+    }
+
+    /// Dispatches the requests in what was received; `false` where it is no protocol of ours.
+    fn take_requests(self: &Rc<Self>, core: &Rc<Core>, mut received: &[u8]) -> bool {
+        loop {
+            let next = self.protocol.borrow_mut().receive(&mut received);
+            match next {
+                Ok(Some(request)) => {
+                    let reply = ReplyTo::connection(Rc::clone(self), request.accepted);
+                    core.dispatch(&request.header, request.body, reply);
+                }
+                Ok(None) => {
+                    self.output.notify_one();
+                    return true;
+                }
+                Err(error) => {
+                    core.bad_frame(self.socket.peer_addr(), error);
+                    return false;
+                }
+            }
+        }
+    }
+
+    async fn write(self: Rc<Self>) {
+        let mut spare = Vec::new();
+        loop {
+            if self.protocol.borrow().output_bytes() == 0 {
+                if self.closing.get() && self.protocol.borrow().in_flight() == 0 {
+                    break;
+                }
+                self.output.notified().await;
+                continue;
+            }
+            let output = self.protocol.borrow_mut().take_output(std::mem::take(&mut spare));
+            let (sent, buffer) = self.socket.send_all(output).await;
+            if sent.is_err() {
+                break;
+            }
+            spare = buffer;
+            spare.clear();
+            spare.shrink_to(OUTPUT_KEPT_BYTES_MAX);
+            self.input.notify_one();
+        }
+        self.close();
+        // The other side may be gone already; there is nobody left to tell.
+        let _ = self.socket.shutdown(ShutdownHow::Both).await;
+    }
+}

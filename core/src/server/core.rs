@@ -1,0 +1,318 @@
+//! One core of a node: its shards, its listeners, and the way of a request to its shard.
+//!
+//! ```text
+//!   connection ─► dispatch: check, find the shard ─┬─► a shard of this core ─► answer
+//!                                                  └─► Peers ─► the owning core's dispatch_forwarded ─► answer
+//! ```
+
+use super::boot::Offered;
+use super::connection::Connection;
+use super::peers::{CoreMessage, Peers};
+use super::reply::ReplyTo;
+use super::status::{self, CoreStatus, NodeDescription};
+use crate::metrics::{Counter, Event, Labels, Registry, names};
+use crate::shard::placement::Placement;
+use crate::shard::replica::Shard;
+use gristmill_rpc::body::Body;
+use gristmill_rpc::error::{ErrorCode, Rejection};
+use gristmill_rpc::frame::{FrameError, FrameHeader};
+use gristmill_rpc::ids::ShardId;
+use gristmill_rpc::protocol::ServerOffer;
+use gristmill_rpc::ring::Ring;
+use gristmill_rpc::validate::{self, RequestRef};
+use gristmill_shardexec::net::TcpListener;
+use gristmill_shardexec::sync::Notify;
+use gristmill_shardexec::time::{Instant, WallClock, sleep};
+use gristmill_shardexec::{Class, CoreId, spawn};
+use gristmill_wal::{LogNumber, RecoveryReport, Wal, WalStats};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Connections that one core holds at the most; further ones are closed with a message.
+pub(crate) const CONNECTIONS_MAX: usize = 10_000;
+/// How long a stopping core waits for requests in flight.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Pause after an accept that failed, for example for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What every request on this core needs.
+pub(crate) struct Core {
+    id: CoreId,
+    placement: Placement,
+    ring: Rc<Ring>,
+    shards: BTreeMap<ShardId, Rc<Shard>>,
+    peers: Rc<Peers>,
+    offer: Arc<ServerOffer>,
+    node: NodeDescription,
+    connections: RefCell<Vec<Weak<Connection>>>,
+    open: Cell<usize>,
+    stopping: Cell<bool>,
+    stop: Notify,
+    pub(crate) metrics: CoreMetrics,
+    registry: Registry,
+}
+
+/// What a core counts itself.
+pub(crate) struct CoreMetrics {
+    pub(crate) requests: Counter,
+    pub(crate) forwarded: Counter,
+    pub(crate) rejected: Counter,
+    pub(crate) bad_frames: Counter,
+    pub(crate) accepted: Counter,
+}
+
+impl CoreMetrics {
+    fn register(registry: &Registry) -> CoreMetrics {
+        let counter = |definition| registry.counter(definition, Labels::new());
+        CoreMetrics {
+            requests: counter(names::REQUESTS),
+            forwarded: counter(names::FORWARDED_REQUESTS),
+            rejected: counter(names::REQUEST_ERRORS),
+            bad_frames: counter(names::BAD_FRAMES),
+            accepted: counter(names::CONNECTIONS_ACCEPTED),
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn new(
+        id: CoreId,
+        placement: Placement,
+        ring: Ring,
+        shards: BTreeMap<ShardId, Rc<Shard>>,
+        peers: Rc<Peers>,
+        offered: Offered,
+        registry: Registry,
+    ) -> Rc<Core> {
+        Rc::new(Core {
+            id,
+            placement,
+            ring: Rc::new(ring),
+            shards,
+            peers,
+            offer: offered.offer,
+            node: offered.node,
+            connections: RefCell::default(),
+            open: Cell::new(0),
+            stopping: Cell::new(false),
+            stop: Notify::new(),
+            metrics: CoreMetrics::register(&registry),
+            registry,
+        })
+    }
+
+    pub(crate) fn offer(&self) -> Arc<ServerOffer> {
+        Arc::clone(&self.offer)
+    }
+
+    /// Checks a request that a client sent here and hands it to its shard.
+    pub(crate) fn dispatch(self: &Rc<Self>, header: &FrameHeader, body: Body, reply: ReplyTo) {
+        self.metrics.requests.add(1);
+        let routed = self.route(header, &body);
+        match routed {
+            Ok(Route::Shard(shard)) => self.to_shard(shard, *header, body, reply),
+            Ok(Route::Status { verbose }) => status::gather(self, verbose, reply),
+            Err(rejection) => {
+                self.metrics.rejected.add(1);
+                reply.answer(Err(rejection));
+            }
+        }
+    }
+
+    fn route(&self, header: &FrameHeader, body: &Body) -> Result<Route, Rejection> {
+        if self.stopping.get() {
+            return Err(Rejection::new(ErrorCode::ShuttingDown, "the server is shutting down; ask again later"));
+        }
+        let request = validate::request(header, body)?;
+        if let RequestRef::Status(request) = &request {
+            return Ok(Route::Status { verbose: request.verbose });
+        }
+        match request.shard(header, &self.ring)? {
+            Some(shard) => Ok(Route::Shard(shard)),
+            None => Err(validate::unknown_message(header.message_type)),
+        }
+    }
+
+    fn to_shard(self: &Rc<Self>, shard: ShardId, header: FrameHeader, body: Body, reply: ReplyTo) {
+        let owner = self.placement.core_of(shard);
+        if owner == self.id {
+            self.serve(shard, &header, body, reply);
+        } else {
+            self.metrics.forwarded.add(1);
+            let header = FrameHeader { shard, ..header };
+            self.peers.forward(owner, header, body, reply);
+        }
+    }
+
+    fn serve(&self, shard: ShardId, header: &FrameHeader, body: Body, reply: ReplyTo) {
+        let shard = self.shards.get(&shard).expect("placement and shards agree");
+        let deadline =
+            (header.deadline_ms > 0).then(|| Instant::now() + Duration::from_millis(u64::from(header.deadline_ms)));
+        shard.serve(header, body, deadline, reply);
+    }
+
+    /// Serves the other cores until told to stop.
+    pub(crate) async fn serve_peers(self: Rc<Self>) {
+        loop {
+            let (from, message) = self.peers.receive().await;
+            match message {
+                CoreMessage::Request { ticket, header, body } => {
+                    let reply = ReplyTo::peer(Rc::clone(&self.peers), from, ticket);
+                    self.serve(header.shard, &header, body, reply);
+                }
+                CoreMessage::Status { ticket, verbose } => {
+                    let reply = ReplyTo::peer(Rc::clone(&self.peers), from, ticket);
+                    reply.answer(Ok(Body::copy_from(&self.status(verbose).to_json())));
+                }
+                CoreMessage::Answer { ticket, answer } => self.peers.answered(ticket, answer),
+                CoreMessage::Stop => self.begin_stop(),
+                CoreMessage::Opened(_) | CoreMessage::Bound { .. } | CoreMessage::Offered(_) => {
+                    unreachable!("told while starting, before this loop runs")
+                }
+            }
+        }
+    }
+
+    /// Accepts connections on one listener until the core stops.
+    pub(crate) async fn accept(self: Rc<Self>, listener: TcpListener) {
+        while !self.stopping.get() {
+            match listener.accept().await {
+                Ok((socket, _)) if self.open.get() < CONNECTIONS_MAX => {
+                    self.metrics.accepted.add(1);
+                    let connection = Connection::serve(&self, socket);
+                    let mut connections = self.connections.borrow_mut();
+                    connections.retain(|old| old.strong_count() > 0);
+                    connections.push(Rc::downgrade(&connection));
+                }
+                Ok((socket, peer)) => {
+                    drop(socket);
+                    eprintln!("gristmill: {}: refused {peer}: {CONNECTIONS_MAX} connections are open", self.id);
+                }
+                Err(error) => {
+                    eprintln!("gristmill: {}: cannot accept a connection: {error}", self.id);
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Counts a connection for as long as the guard lives.
+    pub(crate) fn connection_opened(self: &Rc<Self>, _connection: &Rc<Connection>) -> OpenConnection {
+        self.open.set(self.open.get() + 1);
+        OpenConnection(Rc::clone(self))
+    }
+
+    /// A client sent what is no frame.
+    pub(crate) fn bad_frame(&self, peer: SocketAddr, error: FrameError) {
+        self.metrics.bad_frames.add(1);
+        eprintln!("gristmill: {}: closed the connection from {peer}: {error}", self.id);
+    }
+
+    /// A log of this core was opened: says what was found, as a line, as metrics and as an event.
+    pub(crate) fn log_recovered(&self, log: LogNumber, wal: &Wal, report: &RecoveryReport) {
+        let labels = || Labels::from([("log", log.0.to_string())]);
+        self.registry.counter(names::WAL_ENTRIES_REPLAYED, labels()).add(report.entries);
+        let stats = |read: fn(&WalStats) -> u64| {
+            let wal = wal.clone();
+            move || i64::try_from(read(&wal.stats())).unwrap_or(i64::MAX)
+        };
+        self.registry.observe(names::WAL_BATCHES, labels(), stats(|stats| stats.batches));
+        self.registry.observe(names::WAL_BYTES, labels(), stats(|stats| stats.batch_bytes));
+        if let Some(torn) = &report.torn {
+            eprintln!(
+                "gristmill: {}: {} ended in unacknowledged writes: cut at offset {} ({})",
+                self.id,
+                torn.path.display(),
+                torn.offset,
+                torn.damage
+            );
+            let event = Event::TornTailCut {
+                log: log.0,
+                segment: torn.path.display().to_string(),
+                offset: torn.offset,
+                dropped_bytes: torn.bytes_zeroed,
+            };
+            self.registry.emit(wall_ms(), event);
+        }
+    }
+
+    /// This core's part of the status.
+    pub(crate) fn status(&self, verbose: bool) -> CoreStatus {
+        CoreStatus {
+            core: self.id.0,
+            connections: self.open.get(),
+            shards: self.shards.values().map(|shard| shard.status()).collect(),
+            metrics: verbose.then(|| self.registry.snapshot()),
+        }
+    }
+
+    /// What is the same on every core.
+    pub(crate) fn node(&self) -> &NodeDescription {
+        &self.node
+    }
+
+    pub(crate) fn peers(&self) -> &Rc<Peers> {
+        &self.peers
+    }
+
+    /// Stops this core, and with it the others.
+    pub(crate) fn stop_node(&self) {
+        self.peers.stop_others();
+        self.begin_stop();
+    }
+
+    fn begin_stop(&self) {
+        self.stopping.set(true);
+        self.stop.notify_one();
+    }
+
+    /// Resolves once the core was told to stop and its requests are answered, or have had their time.
+    pub(crate) async fn stopped(&self) {
+        while !self.stopping.get() {
+            self.stop.notified().await;
+        }
+        let open: Vec<Rc<Connection>> = self.connections.borrow().iter().filter_map(Weak::upgrade).collect();
+        for connection in &open {
+            connection.close();
+        }
+        let deadline = Instant::now() + DRAIN_MAX;
+        while open.iter().any(|connection| connection.in_flight() > 0) && Instant::now() < deadline {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The shards of this core.
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &Rc<Shard>> {
+        self.shards.values()
+    }
+}
+
+fn wall_ms() -> u64 {
+    WallClock::now().0 / 1_000_000
+}
+
+enum Route {
+    Shard(ShardId),
+    Status { verbose: bool },
+}
+
+/// One open connection, counted.
+pub(crate) struct OpenConnection(Rc<Core>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+    }
+}
+
+/// Runs the loops of a core that has its shards.
+pub(crate) fn start_loops(core: &Rc<Core>, listeners: Vec<TcpListener>) {
+    spawn(Class::Request, "mesh receiver", Rc::clone(core).serve_peers());
+    for listener in listeners {
+        spawn(Class::Request, "acceptor", Rc::clone(core).accept(listener));
+    }
+}

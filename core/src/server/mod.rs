@@ -1,0 +1,168 @@
+//! A node: one process, its cores, its listeners, one data directory.
+//!
+//! ```text
+//!   Node::start ─► one thread per core ─► boot: core 0 opens the data directory and tells the others what it is,
+//!                                               every core binds its ports and tells core 0,
+//!                                               core 0 tells all what to offer to clients
+//!                                         then: open the logs, start the shards, serve
+//! ```
+//!
+//! Invariants
+//! - A client that connects before the shards have replayed their logs is answered `Recovering`, never refused.
+//! - A core that cannot start makes the whole node stop; `Node::wait` tells why.
+//! - Stopping drains: no new requests, those in flight are answered, the logs are closed with their final mark.
+
+mod boot;
+pub(crate) mod connection;
+pub(crate) mod core;
+pub(crate) mod peers;
+pub(crate) mod reply;
+pub(crate) mod status;
+pub mod stop;
+
+pub use boot::BootError;
+use gristmill_shardexec::cores::{BodyPanic, Cores, cpu_for};
+use gristmill_shardexec::mesh::mesh;
+use gristmill_shardexec::{CoreId, ExecutorConfig, IoChoice, SpinPolicy};
+use gristmill_wal::WalOptions;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::mpsc;
+use stop::StopSignal;
+
+/// Slots of the ring between each two cores.
+const MESH_RING_SLOTS: usize = 1024;
+/// The port that `serve` listens on and clients connect to unless told otherwise.
+pub const PORT_DEFAULT: u16 = 7171;
+
+/// How to run a node.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Where the data lies. Created where it does not exist.
+    pub data_dir: PathBuf,
+    /// The address that accepts any request; port 0 means any free one.
+    pub listen: SocketAddr,
+    /// Port of each core on the same host, by core; missing ones are any free one.
+    pub core_ports: Vec<u16>,
+    /// Number of cores; `None`: as many as this process may run on.
+    pub cores: Option<u16>,
+    /// Number of shards, fixed when the data directory is created. `None`: what it has, or one per core for a new one.
+    pub shards: Option<u32>,
+    /// I/O driver.
+    pub io: IoChoice,
+    /// Pin each core's thread to a CPU.
+    pub pin: bool,
+    /// How long an idle core spins before it sleeps.
+    pub spin: SpinPolicy,
+    /// Allow a bind to other than a loopback address although nothing is encrypted or authenticated.
+    pub insecure: bool,
+    /// Options of every log.
+    pub wal: WalOptions,
+}
+
+impl NodeConfig {
+    /// Safe defaults: loopback, one shard per core, threads not pinned.
+    pub fn new(data_dir: impl Into<PathBuf>) -> NodeConfig {
+        NodeConfig {
+            data_dir: data_dir.into(),
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT_DEFAULT),
+            core_ports: Vec::new(),
+            cores: None,
+            shards: None,
+            io: IoChoice::Auto,
+            pin: false,
+            spin: SpinPolicy::default(),
+            insecure: false,
+            wal: WalOptions::default(),
+        }
+    }
+
+    fn cores(&self) -> u16 {
+        let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.cores.unwrap_or(u16::try_from(available).unwrap_or(u16::MAX)).max(1)
+    }
+}
+
+/// Where a node listens and what it is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Listening {
+    /// The address that accepts any request.
+    pub listen: SocketAddr,
+    /// The address of each core.
+    pub cores: Vec<SocketAddr>,
+    /// Number of shards.
+    pub shards: u32,
+    /// `uring` or `posix`.
+    pub io_driver: &'static str,
+}
+
+/// A running node. Dropped without [`Node::wait`] it goes on until the process ends.
+pub struct Node {
+    listening: Listening,
+    stop: StopSignal,
+    cores: Cores<Result<(), BootError>>,
+}
+
+impl Node {
+    /// Starts the cores and waits until every one listens. Shards may still be replaying their logs then.
+    pub fn start(config: &NodeConfig) -> Result<Node, BootError> {
+        boot::check(config)?;
+        let count = config.cores();
+        let stop = StopSignal::new();
+        let (ready, listening) = mpsc::channel();
+        let mut seats = mesh(usize::from(count), MESH_RING_SLOTS).into_iter();
+        let executor = |core: CoreId| ExecutorConfig {
+            core,
+            pin_to: config.pin.then(|| cpu_for(core, usize::from(count))).flatten(),
+            io: config.io,
+            spin: config.spin,
+            ..ExecutorConfig::default()
+        };
+        // A panic in what a core's tasks share may leave it half changed: the process aborts rather than go on with it.
+        let cores = Cores::start(usize::from(count), BodyPanic::Abort, executor, |core| {
+            let seat = seats.next().expect("one seat per core");
+            let boot = boot::Boot { core, cores: count, config: config.clone(), stop: stop.clone() };
+            let ready = ready.clone();
+            move || boot::run(boot, seat, ready)
+        })?;
+        drop(ready);
+        match listening.recv() {
+            Ok(listening) => Ok(Node { listening, stop, cores }),
+            // Every sender is gone: the cores have ended, and one of them says why.
+            Err(_) => Err(join(cores).err().unwrap_or(BootError::Stopped)),
+        }
+    }
+
+    /// Where the node listens.
+    pub fn listening(&self) -> &Listening {
+        &self.listening
+    }
+
+    /// A handle that asks the node to stop, for other threads.
+    pub fn stop_signal(&self) -> StopSignal {
+        self.stop.clone()
+    }
+
+    /// Asks the node to drain and stop.
+    pub fn stop(&self) {
+        self.stop.ask();
+    }
+
+    /// Waits until the node has stopped; an error where a core failed.
+    pub fn wait(self) -> Result<(), BootError> {
+        join(self.cores)
+    }
+}
+
+/// Waits for all cores; the first failure wins.
+fn join(cores: Cores<Result<(), BootError>>) -> Result<(), BootError> {
+    let mut first = Ok(());
+    for outcome in cores.join() {
+        let outcome = outcome.unwrap_or_else(|panic| Err(BootError::from(panic)));
+        // Cores that stopped because another one failed have nothing to tell.
+        if first.is_ok() || matches!(first, Err(BootError::Stopped)) {
+            first = outcome;
+        }
+    }
+    first
+}

@@ -1,0 +1,442 @@
+//! One shard on the core that owns it: writes gather into batches for consensus, reads are answered from the state.
+//!
+//! ```text
+//!   serve ─┬─ write ─► queue ─► proposer: one batch at a time is gathered while earlier ones are in flight
+//!          │                       └─► Group::propose_many ─► outcomes ─► answers
+//!          ├─ get, scan ─► permission to read ─► state ─► answer, at once
+//!          └─ recall ─► permission ─► a task that yields between slices ─► answer
+//! ```
+//!
+//! Invariants
+//! - A write is answered after it is durable and applied, never before; a read sees every write answered before it.
+//! - At most [`QUEUE_MAX`] writes and [`QUEUE_BYTES_MAX`] bytes wait in the queue; the next is told `Overloaded`.
+//! - Nothing is served before the shard's log is replayed: `Recovering`, retriable.
+
+use super::machine::{Counts, Machine};
+use crate::raft::{Applied, Group, GroupMetrics, Phase as GroupPhase, Proposal, ProposeError, ReadError, StopReason};
+use crate::recall::RecallStats;
+use crate::server::reply::{Answer, ReplyTo};
+use crate::state::envelope::{Codec, EntryFlags, EntryHeader, NONCE_BYTES};
+use crate::state::hlc::{Hlc, HlcClock};
+use gristmill_rpc::body::{Body, archive};
+use gristmill_rpc::error::{ErrorCode, Rejection};
+use gristmill_rpc::frame::FrameHeader;
+use gristmill_rpc::ids::ShardId;
+use gristmill_rpc::validate::{self, RequestRef};
+use gristmill_shardexec::sync::{Notify, Semaphore};
+use gristmill_shardexec::time::{Instant, WallClock};
+use gristmill_shardexec::{Class, spawn};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// Writes that wait for the proposer.
+pub(crate) const QUEUE_MAX: usize = 16 << 10;
+/// Bytes of the bodies of writes that wait for the proposer.
+pub(crate) const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Writes that one batch takes.
+const BATCH_MAX: usize = 1024;
+/// Bytes of bodies that one batch takes, unless one write alone has more.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Batches in flight: the next gathers while these are with the log.
+const BATCHES_IN_FLIGHT_MAX: usize = 8;
+/// Advice to a client that met a full queue.
+const OVERLOADED_RETRY_AFTER_MS: u32 = 5;
+/// Advice to a client that met a full disk.
+const DISK_FULL_RETRY_AFTER_MS: u32 = 1000;
+/// Advice to a client that met a replaying shard.
+const RECOVERING_RETRY_AFTER_MS: u32 = 20;
+
+/// One shard.
+pub(crate) struct Shard {
+    id: ShardId,
+    machine: Machine,
+    phase: RefCell<Phase>,
+    queue: RefCell<Queue>,
+    queued: Notify,
+    in_flight: Semaphore,
+    clock: RefCell<HlcClock>,
+    refused: Cell<u64>,
+}
+
+enum Phase {
+    /// Its log is being opened.
+    Opening,
+    /// Consensus runs; it may still be replaying.
+    Running(Group),
+    /// It could not start, or was told to stop.
+    Down(Rejection),
+}
+
+#[derive(Default)]
+struct Queue {
+    writes: VecDeque<Write>,
+    bytes: usize,
+}
+
+struct Write {
+    header: FrameHeader,
+    body: Body,
+    deadline: Option<Instant>,
+    reply: ReplyTo,
+}
+
+/// A shard's figures, as `status` shows them.
+#[derive(Debug, Serialize)]
+pub(crate) struct ShardStatus {
+    shard: u32,
+    /// `opening`, `recovering`, `serving` or `down`.
+    phase: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    term: u64,
+    last_log: u64,
+    commit: u64,
+    applied: u64,
+    in_flight: usize,
+    queued: usize,
+    refused: u64,
+    state_root: String,
+    #[serde(flatten)]
+    counts: Counts,
+    duplicates: u64,
+    state_memory_bytes: u64,
+    index: Value,
+}
+
+impl Shard {
+    /// A shard whose log is not open yet.
+    pub(crate) fn new(id: ShardId, machine: Machine) -> Rc<Shard> {
+        let shard = Rc::new(Shard {
+            id,
+            machine,
+            phase: RefCell::new(Phase::Opening),
+            queue: RefCell::default(),
+            queued: Notify::new(),
+            in_flight: Semaphore::new(BATCHES_IN_FLIGHT_MAX),
+            clock: RefCell::new(HlcClock::starting_after(Hlc::ZERO)),
+            refused: Cell::new(0),
+        });
+        spawn(Class::Raft, "shard proposer", Rc::clone(&shard).propose());
+        spawn(Class::Background, "recall index", Rc::clone(&shard).maintain());
+        shard
+    }
+
+    pub(crate) fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// What consensus applies to.
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Serves from here on, as far as the group does.
+    pub(crate) fn run(&self, group: Group) {
+        *self.phase.borrow_mut() = Phase::Running(group);
+    }
+
+    /// Serves nothing from here on; requests are told why.
+    pub(crate) fn refuse(&self, rejection: Rejection) {
+        *self.phase.borrow_mut() = Phase::Down(rejection);
+    }
+
+    /// Stops consensus. Writes in flight are answered first or told that they are unknown.
+    pub(crate) async fn shutdown(&self) {
+        self.stop(Rejection::new(ErrorCode::ShuttingDown, "the server is shutting down; ask again later")).await;
+    }
+
+    async fn stop(&self, reason: Rejection) {
+        let group = match self.phase.replace(Phase::Down(reason)) {
+            Phase::Running(group) => group,
+            Phase::Opening | Phase::Down(_) => return,
+        };
+        group.shutdown().await;
+    }
+
+    /// Serves one request of this shard. The request was checked by the core that took it; its archive is checked once
+    /// more here, because it came over the mesh as plain bytes.
+    pub(crate) fn serve(self: &Rc<Self>, header: &FrameHeader, body: Body, deadline: Option<Instant>, reply: ReplyTo) {
+        let answer = match validate::request(header, &body) {
+            Ok(RequestRef::Write(_)) => {
+                self.enqueue(Write { header: *header, body, deadline, reply });
+                return;
+            }
+            Ok(RequestRef::Recall(_)) => {
+                self.recall(body, reply);
+                return;
+            }
+            Ok(request) => self.read(&request),
+            Err(rejection) => Err(rejection),
+        };
+        reply.answer(answer);
+    }
+
+    /// Answers a read from the state.
+    fn read(&self, request: &RequestRef<'_>) -> Answer {
+        self.group()?.read_permission().map_err(|error| self.read_rejection(&error))?;
+        let now_ms = wall_ms();
+        match request {
+            RequestRef::Get(get) => Ok(archive(&self.machine.get(get, now_ms)?)),
+            RequestRef::GetGrain(get) => Ok(archive(&self.machine.get_grain(get)?)),
+            RequestRef::Scan(scan) => Ok(archive(&self.machine.scan(scan, now_ms)?)),
+            RequestRef::Write(_) | RequestRef::Recall(_) | RequestRef::Status(_) => {
+                unreachable!("served elsewhere")
+            }
+        }
+    }
+
+    fn recall(self: &Rc<Self>, body: Body, reply: ReplyTo) {
+        let permitted =
+            self.group().and_then(|group| group.read_permission().map_err(|error| self.read_rejection(&error)));
+        if let Err(rejection) = permitted {
+            reply.answer(Err(rejection));
+            return;
+        }
+        let shard = Rc::clone(self);
+        spawn(Class::Request, "recall", async move {
+            let answer = shard.machine.recall(&body).await;
+            reply.answer(answer.map(|found| archive(&found)));
+        });
+    }
+
+    fn enqueue(&self, write: Write) {
+        if let Err(rejection) = self.admit(&write) {
+            self.refused.set(self.refused.get() + 1);
+            write.reply.answer(Err(rejection));
+            return;
+        }
+        let mut queue = self.queue.borrow_mut();
+        queue.bytes += write.body.len();
+        queue.writes.push_back(write);
+        self.queued.notify_one();
+    }
+
+    fn admit(&self, write: &Write) -> Result<(), Rejection> {
+        self.group()?;
+        let queue = self.queue.borrow();
+        if queue.writes.len() >= QUEUE_MAX || queue.bytes + write.body.len() > QUEUE_BYTES_MAX {
+            let message = format!(
+                "shard {} has {} writes of {} bytes waiting; slow down and try again",
+                self.id.0,
+                queue.writes.len(),
+                queue.bytes
+            );
+            return Err(Rejection::new(ErrorCode::Overloaded, message).retry_after_ms(OVERLOADED_RETRY_AFTER_MS));
+        }
+        Ok(())
+    }
+
+    /// Gathers writes into batches and proposes them, for as long as the shard lives.
+    async fn propose(self: Rc<Self>) {
+        loop {
+            if self.queue.borrow().writes.is_empty() {
+                self.queued.notified().await;
+                continue;
+            }
+            self.machine.admit().await;
+            let permit = self.in_flight.acquire().await;
+            let batch = self.take_batch();
+            let group = self.group();
+            let shard = Rc::clone(&self);
+            match group {
+                Ok(group) => {
+                    // The proposal task starts before the next batch is taken, so batches keep their order.
+                    let (proposals, replies) = shard.stamp(batch);
+                    spawn(Class::Raft, "shard batch", async move {
+                        let outcomes = group.propose_many(proposals).await;
+                        assert_eq!(outcomes.len(), replies.len(), "one outcome per proposal");
+                        for (outcome, reply) in outcomes.into_iter().zip(replies) {
+                            reply.answer(shard.write_answer(outcome));
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(rejection) => {
+                    for write in batch {
+                        write.reply.answer(Err(rejection.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Builds index segments as they fall due. A shard whose indexes cannot follow must stop: their heads would grow.
+    async fn maintain(self: Rc<Self>) {
+        let Err(error) = self.machine.maintain().await;
+        eprintln!("gristmill: shard {} stops: {error}", self.id.0);
+        let message = format!("shard {} stopped: {error}; restart the server", self.id.0);
+        self.stop(Rejection::new(ErrorCode::Internal, message)).await;
+    }
+
+    fn take_batch(&self) -> Vec<Write> {
+        let mut queue = self.queue.borrow_mut();
+        let mut bytes = 0;
+        let mut count = 0;
+        for write in queue.writes.iter().take(BATCH_MAX) {
+            if count > 0 && bytes + write.body.len() > BATCH_BYTES_MAX {
+                break;
+            }
+            bytes += write.body.len();
+            count += 1;
+        }
+        queue.bytes -= bytes;
+        queue.writes.drain(..count).collect()
+    }
+
+    /// Gives each write its time. Writes whose deadline has passed are answered instead: they were never proposed.
+    fn stamp(&self, batch: Vec<Write>) -> (Vec<Proposal>, Vec<ReplyTo>) {
+        let (now, wall_ms) = (Instant::now(), wall_ms());
+        let mut clock = self.clock.borrow_mut();
+        clock.observe_committed(self.machine.latest_hlc());
+        let mut proposals = Vec::with_capacity(batch.len());
+        let mut replies = Vec::with_capacity(batch.len());
+        for write in batch {
+            if write.deadline.is_some_and(|deadline| deadline <= now) {
+                let message = "the deadline passed while the write waited; it was not done";
+                write.reply.answer(Err(Rejection::new(ErrorCode::DeadlineExceeded, message)));
+                continue;
+            }
+            proposals.push(Proposal { header: entry_header(&write.header, clock.tick(wall_ms)), body: write.body });
+            replies.push(write.reply);
+        }
+        (proposals, replies)
+    }
+
+    fn write_answer(&self, outcome: Result<Applied, ProposeError>) -> Answer {
+        match outcome {
+            Ok(applied) => Machine::reply_to(&applied.outcome).map(|reply| archive(&reply)),
+            Err(error) => Err(self.propose_rejection(&error)),
+        }
+    }
+
+    fn group(&self) -> Result<Group, Rejection> {
+        match &*self.phase.borrow() {
+            Phase::Running(group) => Ok(group.clone()),
+            Phase::Opening => Err(self.recovering("its log is being opened")),
+            Phase::Down(rejection) => Err(rejection.clone()),
+        }
+    }
+
+    fn recovering(&self, how_far: &str) -> Rejection {
+        let message = format!("shard {} is recovering: {how_far}; try again", self.id.0);
+        Rejection::new(ErrorCode::Recovering, message).retry_after_ms(RECOVERING_RETRY_AFTER_MS)
+    }
+
+    fn propose_rejection(&self, error: &ProposeError) -> Rejection {
+        let code = match error {
+            ProposeError::Recovering { applied, target } => {
+                return self.recovering(&format!("entry {applied} of {target} is applied"));
+            }
+            ProposeError::Busy { .. } => {
+                return Rejection::new(ErrorCode::Overloaded, error.to_string())
+                    .retry_after_ms(OVERLOADED_RETRY_AFTER_MS);
+            }
+            ProposeError::NotLeader { .. } => ErrorCode::NotLeader,
+            ProposeError::TooLarge { .. } => ErrorCode::TooLarge,
+            ProposeError::DiskFull(_) => {
+                return Rejection::new(ErrorCode::DiskFull, format!("shard {}: {error}", self.id.0))
+                    .retry_after_ms(DISK_FULL_RETRY_AFTER_MS);
+            }
+            ProposeError::Unknown => ErrorCode::DeadlineExceeded,
+            ProposeError::Stopped(reason) => stop_code(reason),
+        };
+        Rejection::new(code, format!("shard {}: {error}", self.id.0))
+    }
+
+    fn read_rejection(&self, error: &ReadError) -> Rejection {
+        let code = match error {
+            ReadError::Recovering { applied, target } => {
+                return self.recovering(&format!("entry {applied} of {target} is applied"));
+            }
+            ReadError::NotLeader { .. } => ErrorCode::NotLeader,
+            ReadError::Stopped(reason) => stop_code(reason),
+        };
+        Rejection::new(code, format!("shard {}: {error}", self.id.0))
+    }
+
+    /// The shard's figures.
+    pub(crate) fn status(&self) -> ShardStatus {
+        let machine = &self.machine;
+        let (phase, reason, metrics) = self.describe_phase();
+        let index = |position: Option<gristmill_wal::LogPosition>| position.map_or(0, |position| position.index);
+        let of_group = |pick: fn(&GroupMetrics) -> Option<gristmill_wal::LogPosition>| {
+            metrics.as_ref().map_or(0, |metrics| index(pick(metrics)))
+        };
+        ShardStatus {
+            shard: self.id.0,
+            phase,
+            reason,
+            term: metrics.as_ref().map_or(0, |metrics| metrics.term),
+            last_log: of_group(|metrics| metrics.last_log),
+            commit: of_group(|metrics| metrics.committed),
+            applied: of_group(|metrics| metrics.applied),
+            in_flight: metrics.as_ref().map_or(0, |metrics| metrics.in_flight),
+            queued: self.queue.borrow().writes.len(),
+            refused: self.refused.get(),
+            state_root: machine.state_root(),
+            counts: machine.counts(),
+            duplicates: machine.stats().duplicates,
+            state_memory_bytes: machine.memory_bytes(),
+            index: index_json(&self.machine.index_stats()),
+        }
+    }
+
+    fn describe_phase(&self) -> (&'static str, Option<String>, Option<GroupMetrics>) {
+        match &*self.phase.borrow() {
+            Phase::Opening => ("opening", None, None),
+            Phase::Down(rejection) => ("down", Some(rejection.message.clone()), None),
+            Phase::Running(group) => match group.phase() {
+                GroupPhase::Ready => ("serving", None, Some(group.metrics())),
+                GroupPhase::Recovering { applied, target } => {
+                    ("recovering", Some(format!("entry {applied} of {target} is applied")), Some(group.metrics()))
+                }
+                GroupPhase::Stopped(reason) => ("down", Some(reason.to_string()), Some(group.metrics())),
+            },
+        }
+    }
+}
+
+/// The clear part of a log entry. Shard, term, index and token are the leader's to fill in.
+fn entry_header(frame: &FrameHeader, hlc: Hlc) -> EntryHeader {
+    EntryHeader {
+        codec: Codec::Rkyv,
+        flags: EntryFlags::NONE,
+        schema: frame.schema,
+        shard: frame.shard,
+        hlc,
+        term: 0,
+        index: 0,
+        token: 0,
+        session: frame.session,
+        sequence: frame.sequence,
+        key_id: 0,
+        nonce: [0; NONCE_BYTES],
+    }
+}
+
+fn wall_ms() -> u64 {
+    WallClock::now().0 / 1_000_000
+}
+
+/// What the indexes hold, as `status` shows it.
+fn index_json(stats: &RecallStats) -> Value {
+    json!({
+        "texts": stats.texts,
+        "texts_unbuilt": stats.texts_unbuilt,
+        "text_segments": stats.text_segments,
+        "vectors": stats.vectors,
+        "vectors_refused": stats.vectors_refused,
+        "memory_bytes": stats.text_head_bytes + stats.text_segment_bytes + stats.vector_bytes + stats.roster_bytes,
+    })
+}
+
+fn stop_code(reason: &StopReason) -> ErrorCode {
+    match reason {
+        StopReason::Shutdown => ErrorCode::ShuttingDown,
+        StopReason::Failed(_) => ErrorCode::LogFailed,
+        StopReason::NeedsPeers { .. } => ErrorCode::Quarantined,
+    }
+}
