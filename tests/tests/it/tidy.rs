@@ -101,10 +101,13 @@ fn tracked_files() -> Vec<String> {
 }
 
 fn rust_files() -> impl Iterator<Item = (String, String)> {
-    tracked_files().into_iter().filter(|file| file.ends_with(".rs")).map(|file| {
-        let text = std::fs::read_to_string(root().join(&file)).expect("a tracked source file is readable UTF-8");
-        (file, text)
-    })
+    tracked_files()
+        .into_iter()
+        .filter(|file| Path::new(file).extension().is_some_and(|extension| extension == "rs"))
+        .map(|file| {
+            let text = std::fs::read_to_string(root().join(&file)).expect("a tracked source file is readable UTF-8");
+            (file, text)
+        })
 }
 
 #[test]

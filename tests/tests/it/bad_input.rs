@@ -1,0 +1,224 @@
+//! Input that is wrong: each gets an error that says what to do, and nothing else is harmed.
+
+use crate::binary;
+use gristmill_rpc::body::archive;
+use gristmill_rpc::error::ErrorCode;
+use gristmill_rpc::frame::{FrameHeader, MessageType};
+use gristmill_rpc::ids::GrainId;
+use gristmill_rpc::schema::{Grain, Hello, Operation, RecallRequest};
+use gristmill_tests::{Server, run, scratch, stderr};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+/// An ordinary user, for what root may do anyway.
+const ORDINARY_USER: u32 = 65534;
+
+fn grain(subject: &str, vector: Option<Vec<f32>>) -> Grain {
+    Grain {
+        id: GrainId::from_name(subject),
+        namespace: "a".into(),
+        subject: subject.into(),
+        text: None,
+        vector,
+        relations: Vec::new(),
+        tags: Vec::new(),
+        payload: Vec::new(),
+    }
+}
+
+#[test]
+fn wrong_requests_get_typed_errors_and_the_connection_lives() {
+    let dir = scratch();
+    let server = Server::start(binary(), dir.path(), &["--shards", "4"]);
+    let mut client = server.client();
+    client.put_grain(grain("first", Some(vec![1.0, 0.0, 0.0]))).expect("a good grain is stored");
+    let put = |namespace: &str, key: Vec<u8>| Operation::Put {
+        namespace: namespace.into(),
+        key,
+        value: b"v".to_vec(),
+        ttl_ms: 0,
+    };
+    let vector = |vector: Vec<f32>| Operation::PutGrain { grain: grain("other", Some(vector)) };
+    let far_apart: Vec<Operation> = (0..64).map(|number| put(&format!("ns{number}"), b"k".to_vec())).collect();
+    let cases: Vec<(&str, Vec<Operation>, ErrorCode)> = vec![
+        ("empty key", vec![put("a", Vec::new())], ErrorCode::InvalidArgument),
+        ("over-long key", vec![put("a", vec![b'k'; 5000])], ErrorCode::TooLarge),
+        ("empty namespace", vec![put("", b"k".to_vec())], ErrorCode::InvalidArgument),
+        ("no operations", Vec::new(), ErrorCode::InvalidArgument),
+        ("wrong dimension", vec![vector(vec![1.0, 0.0])], ErrorCode::WrongDimension),
+        ("NaN", vec![vector(vec![f32::NAN, 0.0, 0.0])], ErrorCode::InvalidArgument),
+        ("infinite", vec![vector(vec![f32::INFINITY, 0.0, 0.0])], ErrorCode::InvalidArgument),
+        ("several shards", far_apart, ErrorCode::CrossShard),
+    ];
+    for (what, operations, code) in cases {
+        let error = client.batch(operations).expect_err(what);
+        assert_eq!(error.code(), Some(code), "{what}: {error}");
+        assert!(!error.retriable(), "{what} stays wrong");
+    }
+    let unknown = client.get("never-written", b"k").expect_err("nothing was ever written there");
+    assert_eq!(unknown.code(), Some(ErrorCode::UnknownNamespace), "{unknown}");
+    let legless = RecallRequest {
+        namespace: "a".into(),
+        text: None,
+        vector: None,
+        relation: None,
+        tags: Vec::new(),
+        subject: String::new(),
+        limit: 0,
+        candidates: 0,
+        with_grains: false,
+    };
+    let error = client.recall(&legless).expect_err("no leg");
+    assert_eq!(error.code(), Some(ErrorCode::InvalidArgument), "{error}");
+    let mut wrong_query = legless;
+    wrong_query.vector = Some(vec![1.0; 7]);
+    let error = client.recall(&wrong_query).expect_err("another dimension");
+    assert_eq!(error.code(), Some(ErrorCode::WrongDimension), "{error}");
+    assert!(client.get_grain("a", GrainId::from_name("first")).expect("the same connection").is_some());
+    assert!(client.get_grain("a", GrainId::from_name("other")).expect("the same connection").is_none());
+}
+
+/// What a server answers to raw bytes, until it closes or stays silent.
+fn raw(server: &Server, bytes: &[u8]) -> Vec<u8> {
+    let mut socket = TcpStream::connect(server.address()).expect("the server accepts");
+    socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a socket takes a timeout");
+    // The server may close before all of it is sent.
+    let _ = socket.write_all(bytes);
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = socket.read(&mut buffer) {
+        answer.extend_from_slice(&buffer[..count]);
+    }
+    answer
+}
+
+fn hello() -> Vec<u8> {
+    let body = archive(&Hello { version_min: 1, version_max: 1, client: "bad input".into() });
+    let header = FrameHeader::for_body(MessageType::Hello, 1, &body);
+    [header.encode().as_slice(), &body].concat()
+}
+
+#[test]
+fn bytes_that_are_no_frame_end_only_their_own_connection() {
+    let dir = scratch();
+    let server = Server::start(binary(), dir.path(), &[]);
+    let mut client = server.client();
+    client.put("a", b"k", b"v").expect("a healthy server");
+    let good = hello();
+    assert!(raw(&server, &good).len() > 64, "a good hello is answered");
+    let mut wrong_version = FrameHeader::for_body(MessageType::Hello, 1, &[]);
+    wrong_version.version = 99;
+    let mut oversized = FrameHeader::for_body(MessageType::Hello, 1, &[]);
+    oversized.body_length = u32::MAX;
+    let mut cases: Vec<(&str, Vec<u8>)> = vec![
+        ("http", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(4)),
+        ("zeros", vec![0; 4096]),
+        ("truncated header", good[..40].to_vec()),
+        ("truncated body", good[..good.len() - 1].to_vec()),
+        ("wrong version", wrong_version.encode().to_vec()),
+        ("oversized", oversized.encode().to_vec()),
+    ];
+    for bit in [0, 70, 100, 300, 480, 511, 520, 600] {
+        let mut garbled = good.clone();
+        garbled[bit / 8] ^= 1 << (bit % 8);
+        cases.push(("garbled", garbled));
+    }
+    for (what, bytes) in cases {
+        let answer = raw(&server, &bytes);
+        let granted = answer.len() >= 64 && answer[12..14] == (MessageType::HelloReply as u16).to_le_bytes();
+        assert!(!granted, "{what} is not a hello");
+        let alive = client.get("a", b"k").expect("other connections go on");
+        assert_eq!(alive.map(|found| found.value), Some(b"v".to_vec()), "{what}");
+    }
+}
+
+#[test]
+fn a_taken_port_and_an_open_address_are_refused() {
+    let dir = scratch();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let data_dir = dir.path().join("data");
+    let data_dir = data_dir.to_str().expect("UTF-8");
+    let refused = run(binary(), &["serve", "--data-dir", data_dir, "--listen", &address]);
+    assert_eq!(refused.status.code(), Some(5));
+    let message = stderr(&refused);
+    assert!(message.contains(&address) && message.contains("--listen"), "{message}");
+    let refused = run(binary(), &["serve", "--data-dir", data_dir, "--listen", "0.0.0.0:0"]);
+    assert_eq!(refused.status.code(), Some(5));
+    assert!(stderr(&refused).contains("--insecure"), "{}", stderr(&refused));
+}
+
+#[test]
+fn a_second_server_cannot_share_port_or_directory() {
+    let (first_dir, second_dir) = (scratch(), scratch());
+    let server = Server::start(binary(), first_dir.path(), &[]);
+    let first = first_dir.path().to_str().expect("UTF-8");
+    let second = second_dir.path().to_str().expect("UTF-8");
+    let refused = run(binary(), &["serve", "--data-dir", first, "--listen", "127.0.0.1:0"]);
+    assert_eq!(refused.status.code(), Some(5));
+    assert!(stderr(&refused).contains("in use by another gristmill process"), "{}", stderr(&refused));
+    let refused = run(binary(), &["serve", "--data-dir", second, "--listen", &server.address()]);
+    assert_eq!(refused.status.code(), Some(5), "two servers never share a port");
+    assert!(stderr(&refused).contains("another process has the port"), "{}", stderr(&refused));
+}
+
+#[test]
+fn a_foreign_directory_is_left_as_it_is() {
+    let dir = scratch();
+    let letter = dir.path().join("letter.txt");
+    std::fs::write(&letter, "dear diary").expect("writable");
+    let path = dir.path().to_str().expect("UTF-8");
+    let refused = run(binary(), &["serve", "--data-dir", path, "--listen", "127.0.0.1:0"]);
+    assert_eq!(refused.status.code(), Some(5));
+    assert!(stderr(&refused).contains("letter.txt"), "{}", stderr(&refused));
+    assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 1, "nothing was added");
+    assert_eq!(std::fs::read_to_string(&letter).expect("readable"), "dear diary");
+
+    let dir = scratch();
+    std::fs::write(dir.path().join("superblock"), [7; 512]).expect("writable");
+    let path = dir.path().to_str().expect("UTF-8");
+    let refused = run(binary(), &["serve", "--data-dir", path, "--listen", "127.0.0.1:0"]);
+    assert_eq!(refused.status.code(), Some(5));
+    assert!(stderr(&refused).contains("superblock"), "{}", stderr(&refused));
+    assert_eq!(std::fs::read(dir.path().join("superblock")).expect("readable"), [7; 512], "bytes untouched");
+}
+
+/// A copy of the binary that an ordinary user may run, and a directory that he may not write to.
+#[test]
+fn a_directory_that_may_not_be_written_is_named() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("ours");
+    let copy = dir.path().join("gristmill");
+    std::fs::copy(binary(), &copy).expect("the binary can be copied");
+    let locked = dir.path().join("locked");
+    std::fs::create_dir(&locked).expect("ours");
+    std::fs::set_permissions(&locked, PermissionsExt::from_mode(0o555)).expect("ours");
+    let mut command = Command::new(&copy);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(locked.join("data"));
+    if rustix::process::geteuid().is_root() {
+        command.uid(ORDINARY_USER).gid(ORDINARY_USER);
+    }
+    let refused = command.output().expect("the copy runs");
+    assert_eq!(refused.status.code(), Some(5), "{}", stderr(&refused));
+    let message = stderr(&refused);
+    assert!(message.contains("locked/data") && message.contains("who may write there"), "{message}");
+}
+
+/// Containers often allow 64 KiB of locked memory: rings and buffers must fit or do without.
+#[test]
+fn little_lockable_memory_is_enough() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let dir = scratch();
+    let before = getrlimit(Resource::Memlock);
+    setrlimit(Resource::Memlock, Rlimit { current: Some(64 << 10), maximum: before.maximum })
+        .expect("lowering is allowed");
+    let server = Server::start(binary(), dir.path(), &[]);
+    setrlimit(Resource::Memlock, before).expect("back to what it was");
+    let mut client = server.client();
+    client.put("a", b"k", b"v").expect("a healthy server");
+    assert_eq!(client.get("a", b"k").expect("a healthy server").map(|found| found.value), Some(b"v".to_vec()));
+}

@@ -1,0 +1,64 @@
+//! The demo: its figures come from its run, on every driver, and it leaves nothing behind.
+
+use crate::binary;
+use gristmill::demo::{DemoOptions, Sample, run as run_demo};
+use gristmill_tests::{run, scratch, stderr, stdout};
+use serde_json::Value;
+use std::process::Command;
+
+fn demo(arguments: &[&str]) -> Value {
+    let output = run(binary(), &[&["demo", "--json"], arguments].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    serde_json::from_str(&stdout(&output)).expect("exactly one JSON object on stdout")
+}
+
+#[test]
+fn the_demo_prints_its_figures_on_posix() {
+    let report = demo(&["--io", "posix"]);
+    assert_eq!(report["io_driver"], "posix");
+    assert_eq!(report["grains"], 5314);
+    assert_eq!(report["queries"], 251);
+    assert!(report["vector_recall_at_10"].as_f64().is_some_and(|recall| recall > 0.95), "{report}");
+    for figure in ["recall_p50_us", "recall_p99_us", "durable_writes_per_s", "cores"] {
+        assert!(report[figure].as_f64().is_some_and(|value| value > 0.0), "{figure}: {report}");
+    }
+    for leg in ["hits_by_text", "hits_by_vector", "hits_by_relation"] {
+        assert!(report[leg].as_u64().is_some_and(|hits| hits > 100), "{leg}: {report}");
+    }
+}
+
+#[test]
+fn another_sample_gives_other_figures() {
+    let mut sample = Sample::bundled().expect("the bundled sample parses");
+    let options = DemoOptions { data_dir: Some(scratch().path().join("all")), ..DemoOptions::default() };
+    sample.grains.truncate(2000);
+    let namespaces: Vec<String> = sample.grains.iter().map(|grain| grain.namespace.clone()).collect();
+    sample.queries.retain(|query| namespaces.contains(&query.namespace));
+    sample.queries.truncate(40);
+    let small = run_demo(&sample, &options).expect("the demo runs on any sample");
+    assert_eq!((small.grains, small.queries), (2000, 40));
+
+    // Vectors that lie: the vector leg still agrees with brute force over what is stored, the hits are others.
+    let options = DemoOptions { data_dir: Some(scratch().path().join("lies")), ..DemoOptions::default() };
+    for grain in &mut sample.grains {
+        grain.relations.clear();
+        grain.text = None;
+    }
+    let lies = run_demo(&sample, &options).expect("the demo runs on any sample");
+    assert_eq!((lies.hits_by_text, lies.hits_by_relation), (0, 0), "what is not stored is not found");
+    assert!(small.hits_by_text > 0 && small.hits_by_relation > 0 && lies.hits_by_vector > 0);
+}
+
+#[test]
+fn the_demo_leaves_nothing_behind_unless_told_to() {
+    let dir = scratch();
+    let temporary = dir.path().join("tmp");
+    std::fs::create_dir(&temporary).expect("the scratch directory is writable");
+    let output = Command::new(binary())
+        .args(["demo", "--json", "--io", "posix"])
+        .env("TMPDIR", &temporary)
+        .output()
+        .expect("the binary runs");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(std::fs::read_dir(&temporary).expect("readable").count(), 0, "the temporary directory is empty again");
+}
