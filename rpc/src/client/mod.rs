@@ -22,4 +22,6 @@ pub use session::Session;
 pub(crate) use entropy::random_u64;
 pub(crate) use options::{DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER};
 pub(crate) use prepare::prepare;
-pub(crate) use pump::{Answer, Pump, Socket};
+#[cfg(feature = "blocking")]
+pub(crate) use pump::Answer;
+pub(crate) use pump::{Pump, Socket};

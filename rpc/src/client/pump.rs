@@ -92,12 +92,14 @@ impl<S: Socket, W> Pump<S, W> {
         }
     }
 
-    /// A waiter whose deadline passed; call until `None`.
+    /// A waiter whose deadline passed; call until `None`. (The tokio client's calls time themselves.)
+    #[cfg(feature = "blocking")]
     pub(crate) fn expire(&mut self, now: u64) -> Option<W> {
         let correlation = self.connection.expire(now)?;
         Some(self.waiting.remove(&correlation).expect("each request in flight has its waiter"))
     }
 
+    #[cfg(feature = "blocking")]
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         self.connection.next_deadline()
     }

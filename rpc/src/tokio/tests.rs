@@ -48,6 +48,18 @@ fn every_call_reaches_the_server_and_comes_back() {
 }
 
 #[test]
+fn answers_find_their_calls_in_any_order() {
+    let server = FakeServer::start(1, 1);
+    run(async {
+        let client = connect(&server).await;
+        server.script([Fault::Hold, Fault::Hold]);
+        let put = |key: &'static [u8]| client.put("a", key, key);
+        let (first, second, third) = ::tokio::join!(put(b"1"), put(b"2"), put(b"3"));
+        assert_eq!((first, second, third), (Ok(Version(1)), Ok(Version(2)), Ok(Version(3))));
+    });
+}
+
+#[test]
 fn many_tasks_share_the_connections() {
     let server = FakeServer::start(2, 8); // a, b: shards 0, 3 on cores 0, 1
     run(async {
