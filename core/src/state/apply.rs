@@ -14,7 +14,7 @@
 //! they are applied or whether the replica restarted in between. One entry is one write batch. What a command cannot do
 //! is a verdict, the same on every replica; an [`ApplyError`] means that this replica cannot go on.
 
-use super::catalog::{Catalog, Namespace};
+use super::catalog::{Catalog, NAMESPACES_MAX, Namespace};
 use super::envelope::{Codec, EntryFlags, EntryHeader};
 use super::events::{DerivedKeys, IndexSink, NoDerivedKeys, NoIndex};
 use super::hlc::Hlc;
@@ -136,6 +136,20 @@ pub struct ApplyStats {
     pub swept: u64,
 }
 
+/// The limits in force: the named constants, or smaller ones in tests. They decide verdicts, so all replicas of a shard
+/// have the same.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StateLimits {
+    pub(super) namespaces: usize,
+    pub(super) sessions: SessionLimits,
+}
+
+impl Default for StateLimits {
+    fn default() -> StateLimits {
+        StateLimits { namespaces: NAMESPACES_MAX, sessions: SessionLimits::default() }
+    }
+}
+
 /// The state of one shard.
 pub struct ShardState<S> {
     pub(super) shard: ShardId,
@@ -148,6 +162,7 @@ pub struct ShardState<S> {
     pub(super) hlc: Hlc,
     /// No value expires before this time. Spares entries the search for values that have expired.
     next_expiry_ms: u64,
+    namespaces_max: usize,
     pub(super) stats: ApplyStats,
     hooks: Hooks,
 }
@@ -155,7 +170,7 @@ pub struct ShardState<S> {
 impl<S: Store> ShardState<S> {
     /// The state of a new shard, in an empty store.
     pub fn create(shard: ShardId, owned: &OwnedRanges, store: S, hooks: Hooks) -> Result<ShardState<S>, StoreError> {
-        ShardState::create_with(shard, owned, store, hooks, SessionLimits::default())
+        ShardState::create_with(shard, owned, store, hooks, StateLimits::default())
     }
 
     pub(super) fn create_with(
@@ -163,7 +178,7 @@ impl<S: Store> ShardState<S> {
         owned: &OwnedRanges,
         mut store: S,
         hooks: Hooks,
-        limits: SessionLimits,
+        limits: StateLimits,
     ) -> Result<ShardState<S>, StoreError> {
         let key = key::single(Table::Owned, Scope::SHARD);
         let write = Write { key, op: Stamp::OP_META, value: Some(owned.encode()) };
@@ -175,14 +190,14 @@ impl<S: Store> ShardState<S> {
 
     /// The state that a store holds, as the last [`ShardState::apply`] left it there.
     pub fn open(shard: ShardId, store: S, hooks: Hooks) -> Result<ShardState<S>, StoreError> {
-        ShardState::open_with(shard, store, hooks, SessionLimits::default())
+        ShardState::open_with(shard, store, hooks, StateLimits::default())
     }
 
     pub(super) fn open_with(
         shard: ShardId,
         store: S,
         hooks: Hooks,
-        limits: SessionLimits,
+        limits: StateLimits,
     ) -> Result<ShardState<S>, StoreError> {
         let missing = StoreError::Dangling { what: "owned ranges", by: "the shard" };
         let owned = store.get(&key::single(Table::Owned, Scope::SHARD))?.ok_or(missing)?;
@@ -192,9 +207,21 @@ impl<S: Store> ShardState<S> {
             Some(Meta { applied, hlc, root }) => (Some(applied), hlc, root),
             None => (None, Hlc::ZERO, RootAccumulator::of(&store)?),
         };
-        let (catalog, sessions) = (Catalog::open(&store)?, Sessions::open(&store, limits)?);
-        let (next_expiry_ms, stats) = (0, ApplyStats::default());
-        Ok(ShardState { shard, store, owned, catalog, sessions, root, applied, hlc, next_expiry_ms, stats, hooks })
+        let (catalog, sessions) = (Catalog::open(&store)?, Sessions::open(&store, limits.sessions)?);
+        Ok(ShardState {
+            shard,
+            store,
+            owned,
+            catalog,
+            sessions,
+            root,
+            applied,
+            hlc,
+            next_expiry_ms: 0,
+            namespaces_max: limits.namespaces,
+            stats: ApplyStats::default(),
+            hooks,
+        })
     }
 
     /// Applies committed entries in order and pushes one outcome for each; `None` for entries without a command.
@@ -324,6 +351,7 @@ impl<S: Store> ShardState<S> {
             derived: &*self.hooks.derived,
             index,
             now_ms: self.hlc.physical_ms,
+            namespaces_max: self.namespaces_max,
         }
     }
 

@@ -130,8 +130,9 @@ impl Catalog {
         let namespace = self.get_mut(id).ok_or(StoreError::Dangling { what: "namespace", by: "a record" })?;
         let counters = &mut namespace.counters;
         let count = if table == Table::Values { &mut counters.values } else { &mut counters.grains };
-        *count = count.checked_add_signed(after - before).expect("counts follow every change");
-        counters.expiring = counters.expiring.checked_add_signed(expiring).expect("counts follow every change");
+        let short = StoreError::Record { what: "counters", detail: "counts fewer records than there are" };
+        *count = count.checked_add_signed(after - before).ok_or(short.clone())?;
+        counters.expiring = counters.expiring.checked_add_signed(expiring).ok_or(short)?;
         if namespace.counted_at != index {
             namespace.counted_at = index;
             self.dirty.push(id);

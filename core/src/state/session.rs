@@ -35,7 +35,7 @@ pub const ANSWERS_MAX: usize = 1 << 18;
 
 const _: () = assert!(SESSION_WINDOW as usize + FORGET_STEP < ANSWERS_MAX);
 
-/// The limits in force: the constants above, or smaller ones in tests.
+/// The limits on sessions in force: the constants above, or smaller ones in tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SessionLimits {
     pub(super) window: usize,
@@ -217,7 +217,7 @@ fn decode_floor(record: &[u8]) -> Result<u64, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::apply::{Hooks, ShardState};
+    use super::super::apply::{Hooks, ShardState, StateLimits};
     use super::super::memory::MemoryStore;
     use super::super::outcome::Rejection;
     use super::super::ranges::OwnedRanges;
@@ -228,11 +228,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     const LIMITS: SessionLimits = SessionLimits { window: 4, step: 2, answers: 12 };
+    const STATE_LIMITS: StateLimits = StateLimits { namespaces: 1, sessions: LIMITS };
 
     type State = ShardState<MemoryStore>;
 
     fn new_state() -> State {
-        State::create_with(ShardId(0), &OwnedRanges::all(), MemoryStore::new(), Hooks::default(), LIMITS).expect("new")
+        State::create_with(ShardId(0), &OwnedRanges::all(), MemoryStore::new(), Hooks::default(), STATE_LIMITS)
+            .expect("new")
     }
 
     fn apply(state: &mut State, index: u64, session: u64, sequence: u64) -> WriteOutcome {
@@ -308,7 +310,7 @@ mod tests {
                 prop_assert!(answers <= LIMITS.answers);
                 if at == restart {
                     let store = state.store().clone();
-                    let reopened = State::open_with(ShardId(0), store, Hooks::default(), LIMITS).expect("own store");
+                    let reopened = State::open_with(ShardId(0), store, Hooks::default(), STATE_LIMITS).expect("own store");
                     prop_assert!(reopened.sessions == state.sessions, "the image follows from the records");
                     state = reopened;
                 }

@@ -1,6 +1,6 @@
 //! The state as a whole, against a naive model: random histories, in batches of any split, with and without restarts.
 
-use super::apply::{ApplyError, Hooks, SWEPT_PER_ENTRY, SWEPT_PER_SWEEP, ShardState};
+use super::apply::{ApplyError, Hooks, SWEPT_PER_ENTRY, SWEPT_PER_SWEEP, ShardState, StateLimits};
 use super::envelope::Codec;
 use super::events::{DerivedKeys, IndexEvent, IndexSink};
 use super::grain::GrainRef;
@@ -10,6 +10,7 @@ use super::outcome::{Rejection, Verdict, WriteOutcome};
 use super::ranges::OwnedRanges;
 use super::read::{ReadError, ScanSpec};
 use super::record::{Counters, Position};
+use super::store::{Store, Write, WriteBatch};
 use super::testing::{OwnedEntry, cas, delete, delete_grain, dump, grain, put, put_for, put_grain, run, try_apply};
 use core::ops::ControlFlow;
 use gristmill_rpc::ids::{GrainId, ShardId, Version};
@@ -295,6 +296,10 @@ fn play(steps: &[Step]) -> (Vec<OwnedEntry>, Vec<Option<WriteOutcome>>, Model) {
     (entries, outcomes, model)
 }
 
+fn all_of(namespace: &str) -> ScanSpec {
+    ScanSpec { namespace: namespace.into(), start: vec![], end: vec![], prefix: vec![], reverse: false }
+}
+
 fn check_reads(state: &State, model: &Model) {
     let now_ms = model.now_ms;
     for name in NAMESPACES {
@@ -393,6 +398,46 @@ proptest! {
         check_invariants(&state, &model, &index.mirror.borrow());
     }
 
+    /// Damage below is an error or goes unnoticed where nothing depends on it, but is never a panic: one record is changed
+    /// or lost, then the state is opened, written to and read from end to end.
+    #[test]
+    fn a_damaged_store_never_panics(
+        steps in prop::collection::vec(step(), 1..20),
+        more in prop::collection::vec(step(), 1..20),
+        victim: prop::sample::Index,
+        damage in prop_oneof![
+            Just(None),
+            (any::<prop::sample::Index>(), any::<u8>()).prop_map(Some),
+        ],
+    ) {
+        let (entries, ..) = play(&steps);
+        let mut state = new_state();
+        try_apply(&mut state, &entries).expect("applies");
+        let records = dump(state.store());
+        let (key, stamp, mut value) = records[victim.index(records.len())].clone();
+        let value = damage.map(|(at, byte)| {
+            if !value.is_empty() {
+                let at = at.index(value.len());
+                value[at] = byte;
+            }
+            value
+        });
+        let mut store = state.store().clone();
+        let writes = vec![Write { key, op: stamp.op, value }];
+        store.write(WriteBatch { index: stamp.index, writes }, &mut |_| {}).expect("memory does not fail");
+        let Ok(mut state) = State::open(ShardId(0), store, Hooks::default()) else { return Ok(()) };
+        for namespace in state.namespaces() {
+            let name = &*namespace.name;
+            for key in KEYS {
+                let _ = state.get(name, key, 0);
+            }
+            let _ = state.scan(&all_of(name), 100, 0);
+            let _ = state.each_grain(namespace.scope, &mut |_, _, _| ControlFlow::Continue(()));
+        }
+        let (later, ..) = play(&[steps, more].concat());
+        let _ = try_apply(&mut state, &later[entries.len()..]);
+    }
+
     /// Batches of any split, restarts from the store between any of them: the same records to the last byte and stamp,
     /// the same outcomes, the same root. (Also shows that a second run of the same log gives the same.)
     #[test]
@@ -467,6 +512,18 @@ fn the_first_vector_fixes_the_dimension() {
 
 fn rejection_at(operation: u32, expected: Option<u32>, found: u32) -> Rejection {
     Rejection::WrongDimension { operation, expected, found }
+}
+
+#[test]
+fn a_shard_has_a_limited_number_of_namespaces() {
+    let limits = StateLimits { namespaces: 2, ..StateLimits::default() };
+    let owned = OwnedRanges::all();
+    let mut state = State::create_with(ShardId(0), &owned, MemoryStore::new(), Hooks::default(), limits).expect("new");
+    run(&mut state, 1, vec![put("a", b"k", b"v")]);
+    let refused = Verdict::Rejected(Rejection::TooManyNamespaces { operation: 1 });
+    assert_eq!(run(&mut state, 1, vec![put("b", b"k", b"v"), put("c", b"k", b"v")]).verdict, refused);
+    assert_eq!(run(&mut state, 1, vec![put("c", b"k", b"v"), put("a", b"k", b"w")]).verdict, Verdict::Applied);
+    assert_eq!(run(&mut state, 1, vec![delete("b", b"k")]).verdict, Verdict::Applied, "nothing to create");
 }
 
 /// P-03 at apply: a command for a namespace of another shard has the same answer on every replica, and no effect.
@@ -574,6 +631,31 @@ fn entries_that_cannot_be_applied_are_fatal() {
     let mut garbled = entry();
     garbled.command.as_mut().expect("a command").1 = gristmill_rpc::body::Body::copy_from(&[0xff; 32]);
     assert!(matches!(try_apply(&mut state, &[garbled]), Err(ApplyError::Body { index: 2, .. })));
+}
+
+/// Replicas of different versions must agree, so what a log makes of a state may only change with a command schema.
+#[test]
+fn the_root_of_a_history_is_golden() {
+    let mut state = new_state();
+    let related = Grain {
+        text: Some("one two".into()),
+        relations: vec![Relation { predicate: "is_a".into(), object: "bird".into() }],
+        tags: vec!["t".into()],
+        payload: vec![1, 2],
+        ..grain("a", 1, "tit", Some(vec![0.25, -1.0]))
+    };
+    let operations = [
+        vec![put("a", b"k\0", b"v"), put_for("b", b"x", b"y", 10), put_grain(related)],
+        vec![cas("a", b"k\0", Expected::Version(Version(1)), Some(b"w")), delete("b", b"none")],
+        vec![cas("a", b"k\0", Expected::Absent, None)],
+        vec![put("c", b"k", &[7; 5000]), delete_grain("a", 9)],
+    ];
+    for (index, operations) in (1..).zip(operations) {
+        let entry = OwnedEntry::command(index, 100 * index, operations).in_session(5, index);
+        try_apply(&mut state, &[entry]).expect("applies");
+    }
+    assert_eq!(state.root().to_string(), "1a76ef4c01ec4978e507b93f9d6ee8bb5b78883f1db540b77b6a4fe9742d4fe0");
+    assert_eq!(state.store().len(), 17, "what expired is swept, answers and relations are there");
 }
 
 #[test]

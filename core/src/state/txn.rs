@@ -7,7 +7,7 @@
 //!                       one write batch                 nothing, and a verdict
 //! ```
 
-use super::catalog::{Catalog, NAMESPACES_MAX, Namespace, partition_of};
+use super::catalog::{Catalog, Namespace, partition_of};
 use super::events::{DerivedKeys, IndexEvent, IndexSink};
 use super::grain::{GrainRef, encode_grain};
 use super::key::{self, LogicalKey, NamespaceId, Scope, Stamp, SubjectToken, Table};
@@ -35,6 +35,8 @@ pub(super) struct Base<'a, S> {
     pub(super) index: u64,
     /// The shard's time, as its log tells it.
     pub(super) now_ms: u64,
+    /// Namespaces that the shard may have.
+    pub(super) namespaces_max: usize,
 }
 
 /// Why an operation ends its command.
@@ -379,7 +381,7 @@ impl<'a, S: Store> Txn<'a, S> {
             return Ok(scope);
         }
         let number = self.base.catalog.len() + self.created;
-        if number >= NAMESPACES_MAX {
+        if number >= self.base.namespaces_max {
             return Err(Rejection::TooManyNamespaces { operation: u32::from(op) }.into());
         }
         self.created += 1;
