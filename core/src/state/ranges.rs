@@ -27,12 +27,9 @@ impl OwnedRanges {
             _ => ranges.push((start, end)),
         };
         let mut start = 0;
-        for (at, node) in nodes.iter().enumerate() {
-            // Of several nodes at one point the first owns it.
-            if at > 0 && nodes[at - 1].point == node.point {
-                continue;
-            }
-            if node.shard == shard {
+        for node in nodes {
+            // Of several nodes at one point the first owns it: the others' arcs are empty.
+            if node.shard == shard && start <= node.point {
                 add(start, node.point);
             }
             match node.point.checked_add(1) {

@@ -249,7 +249,8 @@ fn operation() -> impl Strategy<Value = Operation> {
 /// one of consensus's own.
 #[derive(Debug, Clone)]
 struct Step {
-    passed_ms: u64,
+    /// Negative where the leader's clock is behind its predecessor's.
+    passed_ms: i64,
     session: Option<(u64, u64)>,
     operations: Vec<Operation>,
     blank: bool,
@@ -263,7 +264,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => prop::collection::vec(operation(), 10..20),
         1 => Just(vec![]),
     ];
-    (0u64..12, session, operations, any::<bool>()).prop_map(|(passed_ms, session, operations, blank)| Step {
+    (-6i64..12, session, operations, any::<bool>()).prop_map(|(passed_ms, session, operations, blank)| Step {
         passed_ms,
         session,
         operations,
@@ -275,13 +276,13 @@ fn step() -> impl Strategy<Value = Step> {
 fn play(steps: &[Step]) -> (Vec<OwnedEntry>, Vec<Option<WriteOutcome>>, Model) {
     let (mut entries, mut outcomes, mut model, mut now_ms) = (vec![], vec![], Model::default(), 1_000);
     for (index, step) in (1..).zip(steps) {
-        now_ms += step.passed_ms;
+        now_ms = u64::saturating_add_signed(now_ms, step.passed_ms);
         if step.operations.is_empty() {
             if step.blank {
                 entries.push(OwnedEntry::blank(index));
             } else {
                 entries.push(OwnedEntry::sweep(index, now_ms));
-                model.now_ms = now_ms;
+                model.now_ms = model.now_ms.max(now_ms);
             }
             outcomes.push(None);
             continue;
