@@ -455,3 +455,115 @@ impl<M: Send> Drop for Waiting<'_, M> {
         }
     }
 }
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    //! Who rings whose bell. Two executors on one thread, so that each step is the test's; `withdraw` tells whether a park that was
+    //! announced has been claimed by somebody who published something for it.
+
+    use super::*;
+    use crate::executor::{Class, Executor, ExecutorConfig, IoChoice, JoinHandle, Pause};
+
+    struct Core {
+        executor: Executor,
+        port: MeshPort<u32>,
+    }
+
+    impl Core {
+        /// Runs what can run and leaves the core as if parked.
+        fn park(&mut self) {
+            assert_eq!(self.executor.run_for(100), Pause::Idle(None));
+        }
+
+        fn was_rung(&self) -> bool {
+            !self.port.inner.shared.cores[usize::from(self.port.core().0)].bell.withdraw()
+        }
+
+        fn spawn_send(&mut self, to: CoreId, message: u32) -> JoinHandle<Result<(), Closed<u32>>> {
+            let port = self.port.clone();
+            self.executor.spawn(Class::Request, "send", async move { port.send(to, message).await })
+        }
+
+        fn spawn_recv(&mut self) -> JoinHandle<(CoreId, u32)> {
+            let port = self.port.clone();
+            self.executor.spawn(Class::Request, "recv", async move { port.recv().await })
+        }
+    }
+
+    fn two_cores() -> [Core; 2] {
+        let core = |seat: MeshSeat<u32>| {
+            let config = ExecutorConfig { core: seat.core(), io: IoChoice::Posix, ..ExecutorConfig::default() };
+            let mut executor = Executor::start(config).expect("epoll is always there");
+            let port = executor.block_on(async { seat.attach() });
+            Core { executor, port }
+        };
+        let mut seats = mesh(2, 1).into_iter().map(core);
+        std::array::from_fn(|_| seats.next().expect("two seats"))
+    }
+
+    #[test]
+    fn a_message_rings_the_receiver_once() {
+        let [a, mut b] = two_cores();
+        let received = b.spawn_recv();
+        b.park();
+        assert_eq!(a.port.try_send(CoreId(1), 7), Ok(()));
+        assert!(b.was_rung());
+        assert_eq!(b.executor.block_on(received), Ok((CoreId(0), 7)));
+        b.park();
+        assert!(!b.was_rung());
+    }
+
+    #[test]
+    fn a_message_that_had_to_wait_rings_the_receiver_too() {
+        let [mut a, mut b] = two_cores();
+        assert_eq!(a.port.try_send(CoreId(1), 1), Ok(()));
+        let sent = a.spawn_send(CoreId(1), 2);
+        a.park();
+        assert_eq!(b.port.try_recv(), Some((CoreId(0), 1)));
+        assert!(a.was_rung(), "the credit is announced to who waits for it");
+        let received = b.spawn_recv();
+        b.park();
+        assert_eq!(a.executor.block_on(sent), Ok(Ok(())));
+        assert!(b.was_rung());
+        assert_eq!(b.executor.block_on(received), Ok((CoreId(0), 2)));
+    }
+
+    #[test]
+    fn a_credit_rings_nobody_who_does_not_wait_for_it() {
+        let [mut a, b] = two_cores();
+        assert_eq!(a.port.try_send(CoreId(1), 1), Ok(()));
+        a.park();
+        assert_eq!(b.port.try_recv(), Some((CoreId(0), 1)));
+        assert!(!a.was_rung());
+    }
+
+    #[test]
+    fn leaving_rings_those_who_wait_for_a_credit() {
+        let [mut a, b] = two_cores();
+        assert_eq!(a.port.try_send(CoreId(1), 1), Ok(()));
+        let sent = a.spawn_send(CoreId(1), 2);
+        a.park();
+        drop(b);
+        assert!(a.was_rung());
+        assert_eq!(a.executor.block_on(sent), Ok(Err(Closed(2))));
+    }
+
+    #[test]
+    fn a_core_does_not_park_on_what_came_since_it_last_looked() {
+        let [mut a, mut b] = two_cores();
+        let received = b.spawn_recv();
+        b.park();
+        b.port.inner.withdraw_park();
+        assert_eq!(a.port.try_send(CoreId(1), 1), Ok(()));
+        assert!(!b.port.inner.announce_park(), "a message");
+        assert_eq!(b.executor.block_on(received), Ok((CoreId(0), 1)));
+
+        assert_eq!(a.port.try_send(CoreId(1), 2), Ok(()));
+        let sent = a.spawn_send(CoreId(1), 3);
+        a.park();
+        a.port.inner.withdraw_park();
+        assert_eq!(b.port.try_recv(), Some((CoreId(0), 2)));
+        assert!(!a.port.inner.announce_park(), "a credit");
+        assert_eq!(a.executor.block_on(sent), Ok(Ok(())));
+    }
+}

@@ -3,10 +3,13 @@
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::{Closed, MeshPort, TrySendError, mesh};
 use crate::cores::{BodyPanic, Cores};
 use crate::{Class, CoreId, Executor, ExecutorConfig, IoChoice, spawn, yield_now};
+
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The drivers that this machine has: io_uring may be refused.
 fn drivers() -> impl Iterator<Item = IoChoice> {
@@ -29,6 +32,11 @@ fn attached<M: Send + 'static>(cores: usize, capacity: usize) -> Vec<(Executor, 
     mesh(cores, capacity).into_iter().map(attach).collect()
 }
 
+/// A lost wake-up shall fail a test, not hang it.
+async fn in_time<F: Future>(future: F) -> F::Output {
+    crate::time::timeout(DEADLINE, future).await.expect("a wake-up was lost")
+}
+
 fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -45,7 +53,7 @@ fn parked_cores_answer_each_other() {
                     if core == CoreId(0) {
                         port.send(CoreId(1), round).await.expect("the peer stays to the end");
                     }
-                    assert_eq!(port.recv().await, (CoreId(1 - core.0), round));
+                    assert_eq!(in_time(port.recv()).await, (CoreId(1 - core.0), round));
                     if core == CoreId(1) {
                         port.send(CoreId(0), round).await.expect("the peer stays to the end");
                     }
@@ -82,12 +90,12 @@ fn every_message_arrives_once_and_in_order_through_rings_that_are_always_full() 
                 let floods: Vec<_> = port.cores().map(flood).collect();
                 let mut expected = [0; CORES as usize];
                 for _ in 0..u64::from(CORES) * MESSAGES {
-                    let (from, number) = port.recv().await;
+                    let (from, number) = in_time(port.recv()).await;
                     assert_eq!(number, expected[usize::from(from.0)]);
                     expected[usize::from(from.0)] += 1;
                 }
                 for flood in floods {
-                    flood.await.expect("all was sent");
+                    in_time(flood).await.expect("all was sent");
                 }
             }
         };

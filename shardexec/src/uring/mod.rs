@@ -26,7 +26,16 @@
 //!
 //! # Limits
 //! At most [`OP_SLOTS_MAX`] ops in flight. The ring's own memory is all that counts against RLIMIT_MEMLOCK (kernels from 6.14 on):
-//! its size follows the limit, down to 8 KiB. Files and buffers are not registered with the kernel.
+//! its size follows the limit, down to 8 KiB.
+//!
+//! # Measured and left out
+//! CPU time of the core per operation against what is here, medians of 9 alternating rounds, Linux 6.18, two virtual CPUs:
+//! - registered files: 0.97–1.01 on a 64-byte echo;
+//! - multishot receives into a provided buffer ring, copied into the op's own buffer as [`Op::Recv`] needs it: 0.94 on one
+//!   connection, 1.00 on 64. Their other merit, that idle connections hold no buffers, takes an op that lends the driver's;
+//! - registered buffers: 0.95 on a durable 4 KiB write, 0.87 (10 µs) on 256 KiB. To be had once the log's batches come from a pool
+//!   of the driver's; they would count against RLIMIT_MEMLOCK;
+//! - MSG_RING instead of the eventfd: a parked round trip is at 1.05 × bare eventfds already.
 #![allow(unsafe_code)]
 
 mod ops;
