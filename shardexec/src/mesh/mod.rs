@@ -18,7 +18,7 @@
 //!
 //! # Tests
 //! [`ring`] and [`bell`] stand alone from the executor. loom explores them inside `cargo test` (`model.rs` compiles them a second
-//! time on loom's atomics), and `cargo +nightly miri test -p gristmill-shardexec mesh::ring_tests` runs the ring under miri.
+//! time on loom's atomics), and `cargo +nightly miri test -p gristmill-shardexec --lib mesh::ring_tests` runs the ring under miri.
 
 pub mod bell;
 mod port;

@@ -9,7 +9,7 @@ use super::{Closed, MeshPort, TrySendError, mesh};
 use crate::cores::{BodyPanic, Cores};
 use crate::{Class, CoreId, Executor, ExecutorConfig, IoChoice, spawn, yield_now};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// The drivers that this machine has: io_uring may be refused.
 fn drivers() -> impl Iterator<Item = IoChoice> {
