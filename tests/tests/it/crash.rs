@@ -2,6 +2,7 @@
 
 use crate::binary;
 use gristmill_rpc::blocking::{Client, Ticket};
+use gristmill_rpc::client::{ClientOptions, RetryPolicy};
 use gristmill_rpc::schema::{Command, Operation, WriteReply};
 use gristmill_tests::{Server, scratch};
 use std::collections::{BTreeMap, VecDeque};
@@ -71,6 +72,13 @@ fn fifty_kills_lose_no_acknowledged_write() {
         let server = Server::start(binary(), dir.path(), &["--shards", "4"]);
         let mut client = server.client();
         check(&mut client, acknowledged.iter().rev().take(500).map(|(number, value)| (*number, *value)), kill);
+        for shard in 0..NAMESPACES {
+            // This client waits out the replay of each shard.
+            client.put(&namespace(shard), b"cycle", &kill.to_be_bytes()).expect("a healthy server");
+        }
+        // The writer's client takes the first error for the end: it does not wait for a server that was killed.
+        let options = ClientOptions { retry: RetryPolicy::NONE, ..ClientOptions::default() };
+        let client = Client::connect_with(&server.address(), options).expect("the server accepts connections");
         let writer = thread::spawn(move || write_until_killed(client, next));
         thread::sleep(Duration::from_millis(5 + mix(kill) % 60));
         server.kill();
