@@ -98,6 +98,11 @@ impl Group {
         self.token_highest = self.token_highest.max(token);
     }
 
+    /// The durable vote's first token, when it is newer than a writer of `term`: that writer was deposed (F-05).
+    pub fn fence_against(&self, term: u64) -> Option<FencingToken> {
+        self.vote.filter(|vote| term < vote.term).map(|vote| floor_token(LogPosition { term: vote.term, index: 0 }))
+    }
+
     pub fn check_vote(&self, vote: &Vote) -> Result<(), Rejected> {
         self.check_here()?;
         let Some(have) = self.vote else { return Ok(()) };

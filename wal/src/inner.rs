@@ -23,6 +23,7 @@ use crate::error::WalError;
 use crate::file::{LogShape, SegmentFile, disk_full};
 use crate::format::{RecordKind, Seal, SealEntry, SegmentCrc, TrailerHash, encode_committed, record_bytes};
 use crate::group::Group;
+use crate::index::Location;
 use crate::limits::{
     BATCH_BYTES_TARGET, BLOCK_BYTES, DATA_OFFSET, GROUPS_MAX, SEAL_GROUPS_MAX, checkpoint_bytes_max, payload_bytes_max,
 };
@@ -31,6 +32,7 @@ use crate::state::LogState;
 use crate::token::FencingToken;
 use crate::types::{GroupId, LogPosition, Lsn, SegmentId};
 use crate::waiters::{Released, Waiters};
+use crate::wal::AppendEntry;
 
 /// Share of a segment that entries leave to control records (votes, truncations, purges) when the disk is full: purges free space.
 const CONTROL_RESERVE_SHARE: usize = 16;
@@ -271,6 +273,37 @@ impl Inner {
     /// Longest payload of one record.
     pub fn payload_bytes_max(&self) -> usize {
         payload_bytes_max(self.options.segment_bytes)
+    }
+
+    /// Whether a lane that waits could take something, now that the batch has grown from `before` bytes. A lane that is busy looks again by
+    /// itself when its write ends.
+    pub fn wants_lane(&self, before: usize) -> bool {
+        let enough = if self.in_flight.is_empty() { 1 } else { self.options.gather_bytes.max(1) };
+        !self.sealed.is_empty() || (before < enough && self.batch.len() >= enough)
+    }
+
+    /// Adds an entry that was checked and admitted.
+    pub fn push_entry(&mut self, id: GroupId, entry: &AppendEntry<'_>) {
+        let payload_bytes = entry.parts[0].len() + entry.parts[1].len();
+        self.make_room(id, payload_bytes);
+        let (segment, offset) = (self.batch.segment(), self.batch.next_offset());
+        let group = self.state.groups.get_mut(&id).expect("the group was looked up before");
+        group.entry(entry.position, entry.token, Location { segment, offset, payload_bytes: payload_bytes as u32 });
+        let before = self.batch.len();
+        let draft = Draft {
+            kind: RecordKind::Entry,
+            entry_kind: entry.kind,
+            group: id,
+            index: entry.position.index,
+            token: entry.token,
+            parts: entry.parts,
+        };
+        let (written_at, _) = self.batch.push(&draft, group);
+        assert_eq!(written_at, offset, "the index names the record's place");
+        self.state.current_mut().live += 1;
+        self.state.live_entries += 1;
+        self.pending_bytes += self.batch.len() - before;
+        self.activity += 1;
     }
 
     /// Sees to it that the batch takes a record of `group` with `payload_bytes`. Admission has made sure that it can.

@@ -33,6 +33,9 @@ impl Waiters {
 
     /// Registers a task, unless the very same one waits for that LSN already.
     pub fn push_task(&mut self, lsn: Lsn, waker: &Waker) {
+        if self.queue.back().is_none_or(|(last, _)| *last < lsn) {
+            return self.queue.push_back((lsn, Party::Task(waker.clone())));
+        }
         let from = self.queue.partition_point(|(waiting, _)| *waiting < lsn);
         let registered = self
             .queue

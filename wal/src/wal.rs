@@ -10,20 +10,18 @@ use std::task::{Context, Poll};
 use gristmill_shardexec::JoinHandle;
 use gristmill_shardexec::sync::Mutex;
 
-use crate::batch::Draft;
 use crate::error::{Rejected, WalError};
 use crate::format::{
     RecordKind, encode_home, encode_membership_head, encode_purge, encode_truncate, encode_vote, record_bytes,
 };
 use crate::group::Group;
-use crate::index::Location;
 use crate::inner::{Inner, Urgency};
 use crate::limits::{MEMBERSHIP_BYTES_MAX, checkpoint_bytes_max};
 use crate::options::WalOptions;
 use crate::read::{StoredEntry, read};
 use crate::recovery::{Progress, RecoveryReport, recover};
 use crate::state::Freed;
-use crate::token::{FencingToken, TokenError};
+use crate::token::FencingToken;
 use crate::types::{GroupId, Home, LogNumber, LogPosition, Lsn, Vote};
 use crate::writer::Shared;
 
@@ -185,14 +183,16 @@ impl Wal {
         done: impl FnOnce(Result<(), WalError>) + 'static,
     ) -> Result<Lsn, WalError> {
         let mut inner = self.shared.inner.borrow_mut();
+        let before = inner.batch.len();
         let lsn = append(&mut inner, group, writer_term, entries)?;
         inner.waiters.push_callback(lsn, Box::new(done));
-        let already = lsn <= inner.durable;
+        let (already, lane) = (lsn <= inner.durable, inner.wants_lane(before));
         drop(inner);
+        if lane {
+            self.shared.work.notify_one();
+        }
         if already {
             self.release_durable();
-        } else {
-            self.shared.work.notify_one();
         }
         Ok(lsn)
     }
@@ -204,8 +204,12 @@ impl Wal {
         writer_term: u64,
         entries: &[AppendEntry<'_>],
     ) -> Result<Lsn, WalError> {
-        let lsn = append(&mut self.shared.inner.borrow_mut(), group, writer_term, entries)?;
-        self.shared.work.notify_one();
+        let mut inner = self.shared.inner.borrow_mut();
+        let before = inner.batch.len();
+        let lsn = append(&mut inner, group, writer_term, entries)?;
+        if inner.wants_lane(before) {
+            self.shared.work.notify_one();
+        }
         Ok(lsn)
     }
 
@@ -461,29 +465,15 @@ fn append(inner: &mut Inner, id: GroupId, writer_term: u64, entries: &[AppendEnt
         bytes += record_bytes(payload);
     }
     inner.admit(bytes, Urgency::Entry)?;
-    inner.check_writer(id, writer_term)?;
-    inner.check(id, |group| check_entries(group, entries))?;
+    let writer = FencingToken::first_of_term(writer_term)?;
+    let group = inner.ensure_group(id)?;
+    if let Some(have) = group.fence_against(writer_term) {
+        inner.counters.stale_tokens += 1;
+        return Err(WalError::StaleToken { group: id, have, got: writer });
+    }
+    check_entries(group, entries).map_err(|rejected| WalError::rejected(id, rejected))?;
     for entry in entries {
-        let payload_bytes = entry.parts[0].len() + entry.parts[1].len();
-        inner.make_room(id, payload_bytes);
-        let at = Location {
-            segment: inner.batch.segment(),
-            offset: inner.batch.next_offset(),
-            payload_bytes: payload_bytes as u32,
-        };
-        inner.group_mut(id).entry(entry.position, entry.token, at);
-        let life = inner.state.current_mut();
-        life.live += 1;
-        inner.state.live_entries += 1;
-        let (offset, _) = inner.push(&Draft {
-            kind: RecordKind::Entry,
-            entry_kind: entry.kind,
-            group: id,
-            index: entry.position.index,
-            token: entry.token,
-            parts: entry.parts,
-        });
-        assert_eq!(offset, at.offset, "the index names the record's place");
+        inner.push_entry(id, entry);
     }
     Ok(inner.last_lsn())
 }
@@ -507,18 +497,6 @@ impl Inner {
     fn check(&mut self, id: GroupId, check: impl FnOnce(&Group) -> Result<(), Rejected>) -> Result<(), WalError> {
         let outcome = check(self.ensure_group(id)?);
         outcome.map_err(|rejected| WalError::rejected(id, rejected))
-    }
-
-    /// Refuses a writer whose term is below the group's vote: it was deposed (F-05).
-    fn check_writer(&mut self, id: GroupId, writer_term: u64) -> Result<(), WalError> {
-        let got = FencingToken::first_of_term(writer_term)?;
-        let Some(vote) = self.ensure_group(id)?.vote else { return Ok(()) };
-        if writer_term >= vote.term {
-            return Ok(());
-        }
-        self.counters.stale_tokens += 1;
-        let have = FencingToken::first_of_term(vote.term).map_err(|error: TokenError| WalError::Token(error))?;
-        Err(WalError::StaleToken { group: id, have, got })
     }
 
     /// Runs a transition that takes entries away, booked on the record that is pushed next.

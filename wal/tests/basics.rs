@@ -3,15 +3,28 @@
 
 mod support;
 
+use gristmill_shardexec::IoChoice;
 use gristmill_wal::{FencingToken, GroupId, Home, LogPosition, Vote, WalError, WalOptions};
-use support::{Dir, append, append_with, entry, indexes, open, position, run};
+use support::{Dir, append, append_with, entry, indexes, open, position, run_on};
 
 const G: GroupId = GroupId(7);
 
-#[test]
-fn entries_are_readable_at_once_and_after_a_restart() {
+on_every_driver!(
+    entries_are_readable_at_once_and_after_a_restart,
+    acknowledgements_come_in_lsn_order,
+    votes_positions_membership_and_home_survive,
+    a_deposed_writer_is_refused_and_counted,
+    a_newer_leader_may_bring_older_entries,
+    what_does_not_fit_is_refused_and_changes_nothing,
+    a_snapshot_moves_the_log_beyond_its_end,
+    a_group_that_moved_away_stays_away_until_a_higher_epoch,
+    segments_rotate_and_are_recycled_once_purged,
+    more_groups_than_a_trailer_lists_share_a_log,
+);
+
+fn entries_are_readable_at_once_and_after_a_restart(io: IoChoice) {
     for dir in Dir::both() {
-        run(async {
+        run_on(io, async {
             let wal = open(&dir).await;
             let lsn = append(&wal, G, 1, 1..=20);
             assert_eq!(indexes(&wal, G).await, (1..=20).collect::<Vec<_>>(), "before they are durable");
@@ -19,7 +32,7 @@ fn entries_are_readable_at_once_and_after_a_restart() {
             assert_eq!(indexes(&wal, G).await, (1..=20).collect::<Vec<_>>(), "after");
             wal.close().await.expect("closed");
         });
-        run(async {
+        run_on(io, async {
             let wal = open(&dir).await;
             let entries = wal.read(G, 5..9, usize::MAX).await.expect("read");
             assert_eq!(entries.len(), 4);
@@ -36,11 +49,12 @@ fn entries_are_readable_at_once_and_after_a_restart() {
     }
 }
 
-#[test]
-fn acknowledgements_come_in_lsn_order() {
+fn acknowledgements_come_in_lsn_order(io: IoChoice) {
     let dir = Dir::disk();
-    run(async {
-        let wal = open(&dir).await;
+    run_on(io, async {
+        // Room for every entry in a batch of its own: a slow disk must not end the test with a backlog.
+        let options = WalOptions { segment_bytes: 16 << 20, pending_bytes_max: 4 << 20, ..WalOptions::small() };
+        let (wal, _) = support::open_with(&dir, options).await.expect("opens");
         let told = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
         for index in 1..=200 {
             let told = std::rc::Rc::clone(&told);
@@ -57,11 +71,10 @@ fn acknowledgements_come_in_lsn_order() {
     });
 }
 
-#[test]
-fn votes_positions_membership_and_home_survive() {
+fn votes_positions_membership_and_home_survive(io: IoChoice) {
     let dir = Dir::disk();
     let vote = Vote { term: 3, node: 9, incarnation: 2, committed: true };
-    let before = run(async {
+    let before = run_on(io, async {
         let wal = open(&dir).await;
         wal.save_vote(G, Vote { committed: false, ..vote }).await.expect("saved");
         wal.save_vote(G, vote).await.expect("saved");
@@ -76,7 +89,7 @@ fn votes_positions_membership_and_home_survive() {
     });
     assert_eq!(before.vote, Some(vote));
     assert_eq!((before.purged, before.last), (Some(position(3, 5)), Some(position(3, 9))));
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         assert_eq!(wal.group(G), Some(before));
         assert_eq!(indexes(&wal, G).await, [6, 7, 8, 9]);
@@ -85,10 +98,9 @@ fn votes_positions_membership_and_home_survive() {
     });
 }
 
-#[test]
-fn a_deposed_writer_is_refused_and_counted() {
+fn a_deposed_writer_is_refused_and_counted(io: IoChoice) {
     let dir = Dir::disk();
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         append(&wal, G, 4, 1..=2);
         wal.save_vote(G, Vote { term: 5, node: 1, ..Vote::default() }).await.expect("saved");
@@ -105,7 +117,7 @@ fn a_deposed_writer_is_refused_and_counted() {
         let beyond = support::try_append(&wal, G, 1 << 32, 4, 4..=4);
         assert!(matches!(beyond, Err(WalError::Token(_))), "{beyond:?}");
     });
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         assert!(
             matches!(support::try_append(&wal, G, 4, 4, 4..=4), Err(WalError::StaleToken { .. })),
@@ -116,10 +128,9 @@ fn a_deposed_writer_is_refused_and_counted() {
 }
 
 /// The leader of term 5 replaces a tail of term 4 by entries of term 3: tokens of what was cut do not count.
-#[test]
-fn a_newer_leader_may_bring_older_entries() {
+fn a_newer_leader_may_bring_older_entries(io: IoChoice) {
     let dir = Dir::disk();
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         append(&wal, G, 2, 1..=3);
         append(&wal, G, 4, 4..=6);
@@ -128,7 +139,7 @@ fn a_newer_leader_may_bring_older_entries() {
         support::try_append(&wal, G, 5, 3, 4..=5).expect("accepted");
         wal.close().await.expect("closed");
     });
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         assert_eq!(indexes(&wal, G).await, [1, 2, 3, 4, 5]);
         assert_eq!(wal.position(G, 4), Some(position(3, 4)));
@@ -136,10 +147,9 @@ fn a_newer_leader_may_bring_older_entries() {
     });
 }
 
-#[test]
-fn what_does_not_fit_is_refused_and_changes_nothing() {
+fn what_does_not_fit_is_refused_and_changes_nothing(io: IoChoice) {
     let dir = Dir::disk();
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         append(&wal, G, 3, 1..=5);
         let refused = [
@@ -169,10 +179,9 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     });
 }
 
-#[test]
-fn a_snapshot_moves_the_log_beyond_its_end() {
+fn a_snapshot_moves_the_log_beyond_its_end(io: IoChoice) {
     let dir = Dir::disk();
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         append(&wal, G, 1, 1..=5);
         wal.purge(G, position(2, 100)).await.expect("purged");
@@ -180,16 +189,15 @@ fn a_snapshot_moves_the_log_beyond_its_end() {
         append(&wal, G, 2, 101..=103);
         wal.close().await.expect("closed");
     });
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         assert_eq!(indexes(&wal, G).await, [101, 102, 103]);
     });
 }
 
-#[test]
-fn a_group_that_moved_away_stays_away_until_a_higher_epoch() {
+fn a_group_that_moved_away_stays_away_until_a_higher_epoch(io: IoChoice) {
     let dir = Dir::disk();
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         append(&wal, G, 1, 1..=5);
         wal.save_home(G, Home { epoch: 2, retired: true }).await.expect("saved");
@@ -197,7 +205,7 @@ fn a_group_that_moved_away_stays_away_until_a_higher_epoch() {
         assert!(wal.save_home(G, Home { epoch: 2, retired: false }).await.is_err());
         wal.close().await.expect("closed");
     });
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         let group = wal.group(G).expect("remembered");
         assert_eq!((group.home, group.last), (Some(Home { epoch: 2, retired: true }), None));
@@ -205,15 +213,14 @@ fn a_group_that_moved_away_stays_away_until_a_higher_epoch() {
         append(&wal, G, 1, 50..=51);
         wal.close().await.expect("closed");
     });
-    run(async {
+    run_on(io, async {
         assert_eq!(indexes(&open(&dir).await, G).await, [50, 51]);
     });
 }
 
-#[test]
-fn segments_rotate_and_are_recycled_once_purged() {
+fn segments_rotate_and_are_recycled_once_purged(io: IoChoice) {
     let dir = Dir::disk();
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         let mut next = 1;
         for round in 0..40 {
@@ -234,18 +241,17 @@ fn segments_rotate_and_are_recycled_once_purged() {
         assert_eq!(indexes(&wal, G).await, (next - 49..next).collect::<Vec<_>>());
         wal.close().await.expect("closed");
     });
-    run(async {
+    run_on(io, async {
         let wal = open(&dir).await;
         assert_eq!(indexes(&wal, G).await, (3952..=4000).collect::<Vec<_>>());
         assert_eq!(indexes(&wal, GroupId(8)).await, (3982..=4000).collect::<Vec<_>>());
     });
 }
 
-#[test]
-fn more_groups_than_a_trailer_lists_share_a_log() {
+fn more_groups_than_a_trailer_lists_share_a_log(io: IoChoice) {
     let dir = Dir::disk();
     let options = WalOptions { segment_bytes: 1 << 20, pending_bytes_max: 512 << 10, ..WalOptions::small() };
-    run(async {
+    run_on(io, async {
         let (wal, _) = support::open_with(&dir, options.clone()).await.expect("opens");
         for index in 1..=8 {
             for group in 0..700 {
@@ -259,7 +265,7 @@ fn more_groups_than_a_trailer_lists_share_a_log() {
         assert!(wal.stats().rotations > 0);
         wal.close().await.expect("closed");
     });
-    run(async {
+    run_on(io, async {
         let (wal, report) = support::open_with(&dir, options).await.expect("opens");
         assert_eq!((report.groups, report.entries, report.torn), (700, 5600, None));
         for group in [0, 123, 124, 699] {

@@ -4,10 +4,10 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use gristmill_shardexec::yield_now;
+use gristmill_shardexec::{IoChoice, yield_now};
 use gristmill_wal::{FencingToken, GroupId, GroupState, LogPosition, Lsn, RecoveryReport, Vote, Wal, WalError};
 use proptest::prelude::*;
-use support::{Dir, open_with, position, run};
+use support::{Dir, has_uring, open_with, position, run_on};
 
 const GROUPS: u64 = 3;
 
@@ -206,17 +206,27 @@ async fn session(dir: &Dir, history: &mut History, steps: &[Step]) -> usize {
     steps.len()
 }
 
+fn a_log_is_what_the_model_says(dir: &Dir, io: IoChoice, steps: &[Step]) {
+    let mut history = History { states: BTreeMap::new(), acknowledged: Lsn(0), terms: BTreeMap::new(), sequence: 0 };
+    let mut taken = 0;
+    while taken < steps.len() {
+        taken += run_on(io, session(dir, &mut history, &steps[taken..]));
+    }
+    run_on(io, session(dir, &mut history, &[]));
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
-    fn a_log_is_what_the_model_says(steps in proptest::collection::vec(step(), 50..500)) {
-        let dir = Dir::memory();
-        let mut history =
-            History { states: BTreeMap::new(), acknowledged: Lsn(0), terms: BTreeMap::new(), sequence: 0 };
-        let mut taken = 0;
-        while taken < steps.len() {
-            taken += run(session(&dir, &mut history, &steps[taken..]));
+    fn on_posix_in_memory(steps in proptest::collection::vec(step(), 50..500)) {
+        a_log_is_what_the_model_says(&Dir::memory(), IoChoice::Posix, &steps);
+    }
+
+    #[test]
+    fn on_uring_on_disk(steps in proptest::collection::vec(step(), 50..300)) {
+        if has_uring() {
+            a_log_is_what_the_model_says(&Dir::disk(), IoChoice::Uring, &steps);
         }
-        run(session(&dir, &mut history, &[]));
     }
 }

@@ -35,9 +35,39 @@ impl Dir {
 
 /// Runs a test's future on an executor of its own, then drops everything as a crash of the process would.
 pub fn run<F: Future>(future: F) -> F::Output {
-    let mut executor = Executor::start(ExecutorConfig { io: IoChoice::Posix, ..ExecutorConfig::default() })
-        .expect("an executor starts");
-    executor.block_on(future)
+    run_on(IoChoice::Posix, future)
+}
+
+/// As [`run`], on a driver.
+pub fn run_on<F: Future>(io: IoChoice, future: F) -> F::Output {
+    let config = ExecutorConfig { io, ..ExecutorConfig::default() };
+    Executor::start(config).expect("an executor starts").block_on(future)
+}
+
+/// False, and a line on stderr, where the kernel refuses io_uring.
+pub fn has_uring() -> bool {
+    let started = Executor::start(ExecutorConfig { io: IoChoice::Uring, ..ExecutorConfig::default() });
+    if let Err(error) = &started {
+        eprintln!("SKIPPED on io_uring: {error}");
+    }
+    started.is_ok()
+}
+
+/// Each function becomes a test on `posix` and one on `uring`.
+#[macro_export]
+macro_rules! on_every_driver {
+    ($($name:ident),* $(,)?) => {
+        mod posix {
+            $(#[test] fn $name() { super::$name(gristmill_shardexec::IoChoice::Posix); })*
+        }
+        mod uring {
+            $(#[test] fn $name() {
+                if super::support::has_uring() {
+                    super::$name(gristmill_shardexec::IoChoice::Uring);
+                }
+            })*
+        }
+    };
 }
 
 pub async fn open(dir: &Dir) -> Wal {
