@@ -10,7 +10,8 @@
 //!   Until then the executor neither reuses the key nor closes the handles named by the op.
 //! - [`Driver::submit`] and [`Driver::cancel`] never block and never complete an op on the spot: completions come from
 //!   [`Driver::poll`] only. The number of ops in flight is bounded by the executor's slab.
-//! - Reads, writes and transfers may be short; the layer above continues them.
+//! - Reads, writes and transfers may be short; the layer above continues reads and transfers, and takes a short write to a file for
+//!   an error.
 //! - Nothing else in the workspace reads a clock, a random source, a file or a socket.
 
 pub(crate) mod files;

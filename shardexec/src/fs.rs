@@ -2,6 +2,8 @@
 //!
 //! Reads and writes take a buffer by value and give it back: it belongs to the operation while the kernel may touch it.
 //! A future that is dropped half-way takes its buffer with it once the kernel is done.
+//! A read that ends early is continued. A write is not: what a second one would find on the disk nobody knows, so it is the
+//! caller who decides, and a log decides to stop.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -107,6 +109,32 @@ impl OpenOptions {
     }
 }
 
+/// The kernel took fewer bytes of a write than it was given, and did not say why: that, it tells only who asks again. An
+/// [`io::Error`] of kind [`io::ErrorKind::WriteZero`] around this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("short write: {written} of {wanted} bytes at offset {offset}")]
+pub struct ShortWrite {
+    /// Where the write began.
+    pub offset: u64,
+    /// Bytes taken.
+    pub written: usize,
+    /// Bytes given.
+    pub wanted: usize,
+}
+
+impl ShortWrite {
+    /// The short write that `error` is about, if it is about one.
+    pub fn of(error: &io::Error) -> Option<ShortWrite> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+}
+
+impl From<ShortWrite> for io::Error {
+    fn from(short: ShortWrite) -> io::Error {
+        io::Error::new(io::ErrorKind::WriteZero, short)
+    }
+}
+
 /// An open file. Clones share it; it is closed when the last of them, and the last operation on it, is gone.
 #[derive(Clone)]
 pub struct File {
@@ -148,27 +176,21 @@ impl File {
         (Ok(done), B::from_io(buf))
     }
 
-    /// Writes the whole of `buf` at `offset`. On an error any part of it may have been written.
+    /// Writes the whole of `buf` at `offset`, in one operation that is never tried again. When the kernel takes less, that is an error
+    /// that [`ShortWrite::of`] knows; on any error each part of `buf` may have been written or not.
     pub async fn write_at<B: OwnedBuf>(&self, buf: B, offset: u64) -> (io::Result<usize>, B) {
-        let mut buf = buf.into_io();
-        let mut done = 0;
-        let file = self.handle.raw();
-        while done < buf.len() {
-            let op = Op::Write { file, buf, start: done, offset: offset + done as u64 };
-            let (result, op) = OpFuture::on(&self.handle, op).await;
-            let Op::Write { buf: returned, .. } = op else { unreachable!("the driver returned another op") };
-            buf = returned;
-            match count(result) {
-                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), B::from_io(buf)),
-                Ok(n) => done += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return (Err(error), B::from_io(buf)),
-            }
-            if self.is_unaligned(done) && done < buf.len() {
-                done -= done % self.block(); // Direct writes go on at a block's start; its head is written again, with the same bytes.
-            }
+        let buf = buf.into_io();
+        let wanted = buf.len();
+        if wanted == 0 {
+            return (Ok(0), B::from_io(buf));
         }
-        (Ok(done), B::from_io(buf))
+        let op = Op::Write { file: self.handle.raw(), buf, start: 0, offset };
+        let (result, op) = OpFuture::on(&self.handle, op).await;
+        let Op::Write { buf, .. } = op else { unreachable!("the driver returned another op") };
+        let result = count(result).and_then(|written| {
+            if written == wanted { Ok(written) } else { Err(ShortWrite { offset, written, wanted }.into()) }
+        });
+        (result, B::from_io(buf))
     }
 
     /// Makes content durable, and the length if it grew (fdatasync).

@@ -121,10 +121,9 @@ pub enum WalError {
     /// Reading, listing or preparing failed; the log goes on.
     #[error("{0}")]
     Io(Box<IoFailure>),
-    /// A write or sync failed. That is final: nothing more is written or acknowledged, because what reached the disk is unknown.
-    #[error(
-        "the log stopped: {0}. Restart the node once the disk is sound; unacknowledged writes may or may not be there"
-    )]
+    /// A write or sync failed, or a write ended short. That is final: nothing more is written or acknowledged, because what reached the
+    /// disk is unknown.
+    #[error("the log stopped: {0}. {cure}; unacknowledged writes may or may not be there", cure = .0.cure())]
     Failed(Box<IoFailure>),
     /// The log was closed.
     #[error("the log is closed")]
@@ -283,6 +282,34 @@ impl IoFailure {
             kind: error.kind(),
             os_error: error.raw_os_error(),
             message: error.to_string(),
+        }
+    }
+}
+
+/// Whether an error of this kind says that there is no room: on the device (ENOSPC) or in somebody's share of it (EDQUOT).
+pub(crate) fn tells_of_full_disk(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+impl IoFailure {
+    /// Whether the system said that there is no room. A short write says nothing: it may have been that, or the device.
+    pub fn is_disk_full(&self) -> bool {
+        tells_of_full_disk(self.kind)
+    }
+
+    /// Whether the system took a part of a write.
+    pub fn is_short_write(&self) -> bool {
+        self.kind == io::ErrorKind::WriteZero
+    }
+
+    /// What to do about it once the log has stopped.
+    fn cure(&self) -> &'static str {
+        if self.is_disk_full() {
+            "The disk is full: free space, then restart the node"
+        } else if self.is_short_write() {
+            "See that the disk is sound and has space, then restart the node"
+        } else {
+            "Restart the node once the disk is sound"
         }
     }
 }

@@ -14,10 +14,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use gristmill_shardexec::buf::AlignedBuf;
-use gristmill_shardexec::fs::{self, File, OpenOptions};
+use gristmill_shardexec::fs::{self, File, OpenOptions, ShortWrite};
 use gristmill_shardexec::time::WallClock;
 
-use crate::error::{IoFailure, WalError};
+use crate::error::{IoFailure, WalError, tells_of_full_disk};
 use crate::format::{SegmentCrc, SegmentHeader};
 use crate::limits::BLOCK_BYTES;
 use crate::options::Direct;
@@ -82,7 +82,7 @@ pub(crate) struct SegmentFile {
 }
 
 impl SegmentFile {
-    /// Writes one buffer and returns once it is durable.
+    /// Writes one buffer, by one write that is never tried again, and returns once it is durable.
     pub async fn write_durable(&self, buf: Arc<AlignedBuf>, offset: u64) -> Result<(), IoFailure> {
         let (result, _) = self.file.write_at(buf, offset).await;
         result.map_err(|error| IoFailure::new("write", &self.path, &error))?;
@@ -175,7 +175,7 @@ pub(crate) fn disk_full(shape: &LogShape) -> WalError {
 }
 
 fn is_disk_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
+    tells_of_full_disk(error.kind())
 }
 
 async fn write_zeros(path: &Path, shape: &LogShape) -> io::Result<()> {
@@ -207,8 +207,14 @@ async fn write_zeros(path: &Path, shape: &LogShape) -> io::Result<()> {
         let bytes = (zeros.len() as u64).min(shape.segment_bytes - at);
         let chunk =
             if bytes == zeros.len() as u64 { Arc::clone(&zeros) } else { Arc::new(AlignedBuf::zeroed(bytes as usize)) };
-        file.write_at(chunk, at).await.0?;
-        at += bytes;
+        at += match file.write_at(chunk, at).await.0 {
+            Ok(_) => bytes,
+            // The file holds nothing yet and goes if this fails, so here the rest may be tried: then the kernel says what is wrong.
+            Err(error) => match ShortWrite::of(&error).map(|short| short.written / BLOCK_BYTES * BLOCK_BYTES) {
+                None | Some(0) => return Err(error),
+                Some(written) => written as u64,
+            },
+        };
     }
     file.sync_all().await
 }
@@ -219,6 +225,18 @@ pub(crate) async fn adopt_spare(
     spare: &Path,
     segment: SegmentId,
 ) -> Result<Rc<SegmentFile>, WalError> {
+    match adopt(shape, spare, segment).await {
+        // A copy-on-write file system may want room even for these. The next try makes another file, under the same names.
+        Err(WalError::Io(failure)) if failure.is_disk_full() => {
+            // What is in the way here is in the way of the next try, too, and told then.
+            let _ = fs::remove_file(spare).await;
+            Err(disk_full(shape))
+        }
+        adopted => adopted,
+    }
+}
+
+async fn adopt(shape: &LogShape, spare: &Path, segment: SegmentId) -> Result<Rc<SegmentFile>, WalError> {
     let header = SegmentHeader {
         segment,
         log_id: shape.log_id,

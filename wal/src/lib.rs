@@ -14,7 +14,7 @@
 //! - What was acknowledged is durable, and acknowledgements come in LSN order.
 //! - The log classifies damage by proof of acknowledgement and never guesses: what a trailer or mark proves durable is never cut, what
 //!   nothing proves and is damaged is a torn tail.
-//! - Any error of a write or sync is final. A full disk is not: appends are refused before they are begun, and taken again later.
+//! - Any error of a write or sync is final, and so is a write that ends short. A full disk is not: appends are refused before they are begun, and taken again later.
 //! - Every byte that is read back is checked against a CRC that covers its place.
 //! - A stale writer is refused here, where writes enter storage.
 //!

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::driver::{Completion, Op, OpKey, OpOutput, RawHandle};
+use crate::fs::{OpenOptions, ShortWrite};
 use crate::net::{ListenOptions, TcpListener, TcpStream};
 use crate::time::WallClock;
 
@@ -76,6 +77,10 @@ impl Driver for Scripted {
             }
             Op::Listen { .. } => {
                 let result = Ok(OpOutput::Listening { listener: RawHandle(2), local: addr() });
+                script.ready.push(Completion { key, op, result, more: false });
+            }
+            Op::Open { .. } => {
+                let result = Ok(OpOutput::Opened { file: RawHandle(3), direct: None });
                 script.ready.push(Completion { key, op, result, more: false });
             }
             op => assert!(script.in_flight.insert(key, op).is_none(), "a key in flight was reused"),
@@ -248,4 +253,33 @@ fn short_sends_are_continued() {
     }
     let (result, buf) = executor.block_on(task).unwrap();
     assert!(result.is_ok() && buf == [5; 10]);
+}
+
+/// A write that the kernel cut short was continued behind the log's back, and the log acknowledged what may have cost it a
+/// failing disk's last warning. What cannot be known is not tried again; the same goes for an interrupted write.
+#[test]
+fn short_and_interrupted_writes_are_errors_and_not_continued() {
+    let (mut executor, driver) = executor(4);
+    let file = executor.block_on(OpenOptions::new().write(true).open("a file")).unwrap();
+    let outcomes = [Ok(OpOutput::Count(0)), Ok(OpOutput::Count(9)), Err(io::ErrorKind::Interrupted.into())];
+    let expected = [io::ErrorKind::WriteZero, io::ErrorKind::WriteZero, io::ErrorKind::Interrupted];
+    for (outcome, expected) in outcomes.into_iter().zip(expected) {
+        let written = outcome.as_ref().ok().map(|output| match output {
+            OpOutput::Count(count) => *count,
+            _ => unreachable!("made above"),
+        });
+        let task = executor.spawn(Class::Request, "writes", {
+            let file = file.clone();
+            async move { file.write_at(vec![5; 10], 40).await }
+        });
+        settle(&mut executor);
+        driver.complete(driver.find(|op| matches!(op, Op::Write { .. })), outcome);
+        let (result, buf) = executor.block_on(task).unwrap();
+        let error = result.expect_err("not all of it was written");
+        assert_eq!(error.kind(), expected);
+        let short = written.map(|written| ShortWrite { offset: 40, written, wanted: 10 });
+        assert_eq!(ShortWrite::of(&error), short);
+        assert_eq!(buf, [5; 10], "the buffer comes back");
+        assert!(driver.0.borrow().in_flight.is_empty(), "nothing is tried again");
+    }
 }

@@ -53,6 +53,22 @@ pub fn has_uring() -> bool {
     started.is_ok()
 }
 
+/// Set in a process that consists of one test alone.
+const CHILD: &str = "GRISTMILL_WAL_TEST_CHILD";
+
+/// Runs `body` in a process of its own, in which nothing but the test of that name runs. For what changes the whole process.
+pub fn in_child(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(CHILD).is_some() {
+        return body();
+    }
+    let exe = std::env::current_exe().expect("the test binary");
+    let child = std::process::Command::new(exe).args(["--exact", test, "--nocapture"]).env(CHILD, "1").output();
+    let child = child.expect("the test binary runs");
+    let (stdout, stderr) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    assert!(child.status.success(), "{test} in a process of its own: {}\n{stdout}\n{stderr}", child.status);
+    assert!(stdout.contains("1 passed"), "the child ran this very test: {stdout}");
+}
+
 /// Each function becomes a test on `posix` and one on `uring`.
 #[macro_export]
 macro_rules! on_every_driver {
