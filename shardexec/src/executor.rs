@@ -39,7 +39,7 @@ pub use config::{
 };
 pub use join::{JoinError, JoinHandle};
 pub use ops::MULTISHOT_RESULTS_MAX;
-pub use stall::{ExecutorStats, STALL_NAMES_MAX, StallReport};
+pub use stall::{ExecutorStats, INCIDENTS_MAX, Incident, STALL_NAMES_MAX, StallReport};
 use state::{Core, Entered, Next};
 pub use tasks::TASKS_MAX;
 use tasks::{MAIN_TASK, TaskHeader};
@@ -100,8 +100,12 @@ impl Executor {
         if let Some(cpu) = config.pin_to {
             pin_thread(cpu).map_err(|source| StartError::Pin { core: config.core, cpu, source })?;
         }
-        let driver = select::start(&config)?;
-        Ok(Executor::with_driver(driver, config))
+        let (driver, fallback) = select::start(&config)?;
+        let executor = Executor::with_driver(driver, config);
+        if let Some(reason) = fallback {
+            executor.core.note(Incident::Fallback { driver: executor.core.driver_name, reason });
+        }
+        Ok(executor)
     }
 
     /// An executor over a driver of the caller's: simulation, tests.
@@ -317,6 +321,21 @@ pub fn core_id() -> crate::CoreId {
 /// Outside an executor.
 pub fn executor_stats() -> ExecutorStats {
     state::with_current(|core| core.stats())
+}
+
+/// Waits for the next stall, panic or fallback of the current executor, each told once. At most [`INCIDENTS_MAX`] wait to be
+/// fetched.
+///
+/// # Panics
+/// Outside an executor.
+pub async fn next_incident() -> Incident {
+    let core = state::current();
+    loop {
+        if let Some(incident) = core.take_incident() {
+            return incident;
+        }
+        core.incident.notified().await;
+    }
 }
 
 /// Ends the current executor's wait for work from any thread.

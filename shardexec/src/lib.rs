@@ -32,8 +32,8 @@ pub mod time;
 pub mod uring;
 
 pub use executor::{
-    Class, Executor, ExecutorConfig, IoChoice, JoinError, JoinHandle, SpinPolicy, StartError, core_id, driver_name,
-    executor_stats, slice_spent, spawn, unparker, yield_if_spent, yield_now,
+    Class, Executor, ExecutorConfig, Incident, IoChoice, JoinError, JoinHandle, SpinPolicy, StartError, core_id,
+    driver_name, executor_stats, next_incident, slice_spent, spawn, unparker, yield_if_spent, yield_now,
 };
 pub use offload::{OffloadError, offload};
 pub use panic::{abort_on_panic, abort_on_panic_async};

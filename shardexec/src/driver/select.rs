@@ -7,13 +7,14 @@ use crate::CoreId;
 use crate::executor::{ExecutorConfig, IoChoice, StartError};
 use crate::uring::{Refusal, UringDriver};
 
-/// Starts the driver that the configuration names, or the best one that this machine allows.
-pub(crate) fn start(config: &ExecutorConfig) -> Result<Box<dyn Driver>, StartError> {
+/// Starts the driver that the configuration names, or the best one that this machine allows; then with the reason why not a
+/// better one.
+pub(crate) fn start(config: &ExecutorConfig) -> Result<(Box<dyn Driver>, Option<String>), StartError> {
     match config.io {
-        IoChoice::Posix => start_posix(config),
-        IoChoice::Uring => start_uring(config),
+        IoChoice::Posix => Ok((start_posix(config)?, None)),
+        IoChoice::Uring => Ok((start_uring(config)?, None)),
         IoChoice::Auto => match start_uring(config) {
-            Ok(driver) => Ok(driver),
+            Ok(driver) => Ok((driver, None)),
             Err(error) => {
                 // One line per node, not one per core, unless the first cores took what the others lack.
                 let for_want_of_more = matches!(error, StartError::UringUnavailable(Refusal::Resources { .. }));
@@ -23,7 +24,7 @@ pub(crate) fn start(config: &ExecutorConfig) -> Result<Box<dyn Driver>, StartErr
                         config.core
                     );
                 }
-                start_posix(config)
+                Ok((start_posix(config)?, Some(error.to_string())))
             }
         },
     }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::{Rc, Weak};
@@ -13,11 +14,12 @@ use super::config::{Class, ExecutorConfig, TaskOrder};
 use super::join::{JoinError, JoinHandle, JoinState};
 use super::ops::Ops;
 use super::spin::Spinner;
-use super::stall::{ExecutorStats, Stalls};
+use super::stall::{ExecutorStats, INCIDENTS_MAX, Incident, Stalls};
 use super::tasks::{Shared, Taken, TaskBody, TaskId, Tasks};
 use super::timers::Timers;
 use crate::driver::{Completion, Driver, Wait, panic_message};
 use crate::panic::abort_on_panic;
+use crate::sync::Notify;
 use crate::sync::semaphore::Semaphore;
 use crate::time::Instant;
 
@@ -129,6 +131,9 @@ pub(crate) struct Core {
     panics: Cell<u64>,
     pub parks: Cell<u64>,
     stalls: RefCell<Stalls>,
+    incidents: RefCell<VecDeque<Incident>>,
+    /// There is an incident to fetch.
+    pub incident: Notify,
     shut_down: Cell<bool>,
 }
 
@@ -159,6 +164,8 @@ impl Core {
             panics: Cell::new(0),
             parks: Cell::new(0),
             stalls: RefCell::default(),
+            incidents: RefCell::default(),
+            incident: Notify::new(),
             shut_down: Cell::new(false),
             config,
         })
@@ -263,7 +270,9 @@ impl Core {
             Err(payload) => {
                 self.panics.set(self.panics.get() + 1);
                 self.tasks.borrow_mut().remove(id);
-                self.end_task(body, Some(JoinError::Panicked(panic_message(&*payload))));
+                let message = panic_message(&*payload);
+                self.note(Incident::Panic { task: name, message: message.clone() });
+                self.end_task(body, Some(JoinError::Panicked(message)));
             }
         }
     }
@@ -296,8 +305,24 @@ impl Core {
         self.busy_ns[at].set(self.busy_ns[at].get() + held_ns);
         self.budget_left_ns[at].set(self.budget_left_ns[at].get().saturating_sub(held_ns));
         if held > self.config.stall_threshold {
-            self.stalls.borrow_mut().record(name, class, held);
+            let worth_telling = self.stalls.borrow_mut().record(name, class, held);
+            if worth_telling {
+                self.note(Incident::Stall { task: name, class, held });
+            }
         }
+    }
+
+    /// Keeps an incident until it is fetched, if there is room for it.
+    pub(super) fn note(&self, incident: Incident) {
+        let mut incidents = self.incidents.borrow_mut();
+        if incidents.len() < INCIDENTS_MAX {
+            incidents.push_back(incident);
+            self.incident.notify_one();
+        }
+    }
+
+    pub(super) fn take_incident(&self) -> Option<Incident> {
+        self.incidents.borrow_mut().pop_front()
     }
 
     fn read_budget_clock(&self) -> Instant {
@@ -449,6 +474,7 @@ impl Core {
             spins_won: spinner.won,
             spins_suspended: spinner.suspended,
             stalls: stalls.count,
+            stall_longest: stalls.longest,
             stalled: stalls.by_name.clone(),
         }
     }

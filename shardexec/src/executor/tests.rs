@@ -39,6 +39,13 @@ fn a_panicking_task_ends_alone() {
         assert_eq!(broken.await, Err(JoinError::Panicked("shard 7 is lost".to_owned())));
         assert_eq!(bystander.await, Ok("fine"));
         assert_eq!(executor_stats().panics, 1);
+        // To print a panic may take long enough for a stall.
+        let told = loop {
+            if let Incident::Panic { message, .. } = next_incident().await {
+                break message;
+            }
+        };
+        assert_eq!(told, "shard 7 is lost");
     });
     assert_eq!(executor.block_on(async { 1 }), 1);
 }
@@ -357,6 +364,9 @@ fn the_stall_detector_names_the_task() {
     assert_eq!(stats.stalls, 1);
     assert_eq!((stats.stalled[0].task, stats.stalled[0].class), ("hog", Class::Background));
     assert!(stats.stalled[0].longest >= Duration::from_micros(700));
+    assert_eq!(stats.stall_longest, stats.stalled[0].longest);
+    let told = executor.block_on(next_incident());
+    assert_eq!(told, Incident::Stall { task: "hog", class: Class::Background, held: stats.stall_longest });
 }
 
 #[test]
