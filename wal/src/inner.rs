@@ -23,6 +23,7 @@ use crate::error::WalError;
 use crate::file::{LogShape, SegmentFile, disk_full};
 use crate::format::{RecordKind, Seal, SealEntry, SegmentCrc, TrailerHash, encode_committed, record_bytes};
 use crate::group::Group;
+use crate::incident::Incident;
 use crate::index::Location;
 use crate::limits::{
     BATCH_BYTES_TARGET, BLOCK_BYTES, DATA_OFFSET, GROUPS_MAX, SEAL_GROUPS_MAX, checkpoint_bytes_max, payload_bytes_max,
@@ -97,6 +98,7 @@ pub(crate) struct Counters {
     pub stale_tokens: u64,
     pub rotations: u64,
     pub recycled: u64,
+    pub damaged_reads: u64,
 }
 
 pub(crate) struct Inner {
@@ -133,6 +135,8 @@ pub(crate) struct Inner {
     /// Counts appends and completions, so that the mark task sees whether the log was idle.
     pub activity: u64,
     pub counters: Counters,
+    /// Not yet fetched, oldest first.
+    pub incidents: VecDeque<Incident>,
     batch_number: u64,
 }
 
@@ -185,6 +189,7 @@ impl Inner {
             mark_sequence: resume.mark_sequence,
             activity: 0,
             counters: Counters::default(),
+            incidents: VecDeque::new(),
             batch_number: 1,
         };
         inner.state.measure_checkpoints();

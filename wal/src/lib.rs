@@ -27,6 +27,7 @@ mod error;
 mod file;
 pub mod format;
 mod group;
+mod incident;
 mod index;
 mod inner;
 pub mod inspect;
@@ -43,6 +44,7 @@ mod wal;
 mod writer;
 
 pub use error::{Foreign, IoFailure, Rejected, WalError};
+pub use incident::{INCIDENTS_MAX, Incident};
 pub use options::{Direct, WalOptions};
 pub use read::{EntryData, StoredEntry};
 pub use recovery::{Progress, RecoveryReport, TornTail};

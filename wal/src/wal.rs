@@ -96,6 +96,8 @@ pub struct WalStats {
     pub marks: u64,
     /// Writers refused for a stale term.
     pub stale_tokens: u64,
+    /// Reads that found a needed record damaged.
+    pub damaged_reads: u64,
     /// Segments that hold something needed, the current one included.
     pub segments: usize,
     /// Segments prepared ahead.
@@ -184,7 +186,14 @@ impl Wal {
     ) -> Result<Lsn, WalError> {
         let mut inner = self.shared.inner.borrow_mut();
         let before = inner.batch.len();
-        let lsn = append(&mut inner, group, writer_term, entries)?;
+        let lsn = match append(&mut inner, group, writer_term, entries) {
+            Ok(lsn) => lsn,
+            Err(error) => {
+                drop(inner);
+                self.shared.note(&error);
+                return Err(error);
+            }
+        };
         inner.waiters.push_callback(lsn, Box::new(done));
         let (already, lane) = (lsn <= inner.durable, inner.wants_lane(before));
         drop(inner);
@@ -206,7 +215,14 @@ impl Wal {
     ) -> Result<Lsn, WalError> {
         let mut inner = self.shared.inner.borrow_mut();
         let before = inner.batch.len();
-        let lsn = append(&mut inner, group, writer_term, entries)?;
+        let lsn = match append(&mut inner, group, writer_term, entries) {
+            Ok(lsn) => lsn,
+            Err(error) => {
+                drop(inner);
+                self.shared.note(&error);
+                return Err(error);
+            }
+        };
         if inner.wants_lane(before) {
             self.shared.work.notify_one();
         }
@@ -224,6 +240,10 @@ impl Wal {
         };
         debug_assert!(durable <= self.last_lsn());
         released.tell(&Ok(()));
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// LSN of the latest record, durable or not.
@@ -347,7 +367,8 @@ impl Wal {
         range: Range<u64>,
         bytes_max: usize,
     ) -> Result<Vec<StoredEntry>, WalError> {
-        read(&self.shared, group, range, bytes_max).await
+        let read = read(&self.shared, group, range, bytes_max).await;
+        read.inspect_err(|error| self.shared.note(error))
     }
 
     /// The group's state; `None` when the log does not know it.
@@ -423,6 +444,7 @@ impl Wal {
             batch_bytes: inner.counters.batch_bytes,
             marks: inner.counters.marks,
             stale_tokens: inner.counters.stale_tokens,
+            damaged_reads: inner.counters.damaged_reads,
             segments: inner.state.segments.len(),
             segments_ready: inner.ready.len(),
             rotations: inner.counters.rotations,

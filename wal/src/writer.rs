@@ -6,10 +6,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gristmill_shardexec::buf::AlignedBuf;
 use gristmill_shardexec::sync::Notify;
-use gristmill_shardexec::time::{sleep, timeout};
+use gristmill_shardexec::time::{Instant, sleep, timeout};
 use gristmill_shardexec::{Class, JoinHandle, abort_on_panic_async, fs, spawn};
 
 use crate::batch::encode_seal_block;
@@ -23,6 +24,9 @@ use crate::waiters::Released;
 /// Files without an id that are kept for recycling; more are deleted.
 const SPARES_MAX: usize = 4;
 
+/// Told how long a batch write took.
+pub(crate) type WriteObserver = Rc<dyn Fn(Duration)>;
+
 /// What the handles and the tasks of a log share.
 pub(crate) struct Shared {
     pub inner: RefCell<Inner>,
@@ -32,11 +36,22 @@ pub(crate) struct Shared {
     pub idle: Notify,
     /// A segment is wanted, or one was freed.
     pub prepare: Notify,
+    /// There is an incident to fetch, or the log has stopped.
+    pub incident: Notify,
+    /// Told how long each batch write took.
+    pub write_observer: RefCell<Option<WriteObserver>>,
 }
 
 impl Shared {
     pub fn new(inner: Inner) -> Shared {
-        Shared { inner: RefCell::new(inner), work: Notify::new(), idle: Notify::new(), prepare: Notify::new() }
+        Shared {
+            inner: RefCell::new(inner),
+            work: Notify::new(),
+            idle: Notify::new(),
+            prepare: Notify::new(),
+            incident: Notify::new(),
+            write_observer: RefCell::default(),
+        }
     }
 
     /// Starts the tasks.
@@ -62,6 +77,9 @@ impl Shared {
     /// Stops the log with `error` and tells everybody who waits.
     pub fn stop(&self, error: WalError) {
         let mut released = Released::default();
+        if self.inner.borrow().stopped.is_none() {
+            self.note(&error);
+        }
         let outcome = {
             let mut inner = self.inner.borrow_mut();
             inner.fail(error, &mut released);
@@ -75,6 +93,7 @@ impl Shared {
         self.work.notify_waiters();
         self.idle.notify_one();
         self.prepare.notify_one();
+        self.incident.notify_one();
     }
 
     async fn lane(self: Rc<Self>) {
@@ -92,9 +111,14 @@ impl Shared {
             if self.has_more_work() {
                 self.work.notify_one();
             }
+            let observer = self.write_observer.borrow().clone();
+            let submitted = observer.map(|observe| (observe, Instant::now()));
             let written = file.write_durable(batch.buf, u64::from(batch.start)).await;
             match written {
                 Ok(()) => {
+                    if let Some((observe, submitted)) = submitted {
+                        observe(Instant::now() - submitted);
+                    }
                     self.inner.borrow_mut().batch_written(batch.last_lsn, &mut released);
                     released.tell(&Ok(()));
                     self.after_completion();

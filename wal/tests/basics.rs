@@ -4,7 +4,9 @@
 mod support;
 
 use gristmill_shardexec::IoChoice;
-use gristmill_wal::{FencingToken, GroupId, Home, LogPosition, Vote, WalError, WalOptions};
+use gristmill_wal::{FencingToken, GroupId, Home, Incident, LogPosition, Vote, WalError, WalOptions};
+use std::cell::RefCell;
+use std::rc::Rc;
 use support::{Dir, append, append_with, entry, indexes, open, position, run_on};
 
 const G: GroupId = GroupId(7);
@@ -20,6 +22,8 @@ on_every_driver!(
     a_group_that_moved_away_stays_away_until_a_higher_epoch,
     segments_rotate_and_are_recycled_once_purged,
     more_groups_than_a_trailer_lists_share_a_log,
+    batch_writes_are_timed,
+    incidents_are_told_once,
 );
 
 fn entries_are_readable_at_once_and_after_a_restart(io: IoChoice) {
@@ -271,5 +275,51 @@ fn more_groups_than_a_trailer_lists_share_a_log(io: IoChoice) {
         for group in [0, 123, 124, 699] {
             assert_eq!(indexes(&wal, GroupId(group)).await, (1..=8).collect::<Vec<_>>());
         }
+    });
+}
+
+fn batch_writes_are_timed(io: IoChoice) {
+    let dir = Dir::disk();
+    run_on(io, async {
+        let wal = open(&dir).await;
+        let times = Rc::new(RefCell::new(Vec::new()));
+        let seen = Rc::clone(&times);
+        wal.observe_writes(move |took| seen.borrow_mut().push(took));
+        for index in 1..=3 {
+            wal.durable(append(&wal, G, 4, index..=index)).await.expect("durable");
+        }
+        assert_eq!(times.borrow().len() as u64, wal.stats().batches);
+        assert!(times.borrow().iter().all(|took| !took.is_zero()));
+    });
+}
+
+fn incidents_are_told_once(io: IoChoice) {
+    let dir = Dir::disk();
+    let stale = |have| Incident::StaleToken { group: G, have, got: FencingToken::new(3, 0) };
+    run_on(io, async {
+        let wal = open(&dir).await;
+        append(&wal, G, 4, 1..=9);
+        wal.save_vote(G, Vote { term: 5, node: 1, ..Vote::default() }).await.expect("saved");
+        support::try_append(&wal, G, 3, 3, 10..=10).expect_err("deposed");
+        assert_eq!(wal.next_incident().await, Some(stale(FencingToken::new(5, 0))));
+        wal.close().await.expect("closed");
+        assert_eq!(wal.next_incident().await, None, "told, and the log has stopped");
+    });
+    run_on(io, async {
+        let wal = open(&dir).await;
+        let needle = support::entry(4, 9).2;
+        let files = std::fs::read_dir(dir.log()).expect("listed").map(|entry| entry.expect("listed").path());
+        let found = files.filter_map(|path| {
+            let bytes = std::fs::read(&path).expect("read");
+            let at = bytes.windows(needle.len()).position(|window| window == needle)?;
+            Some((path, bytes, at))
+        });
+        let (path, mut bytes, at) = found.last().expect("some segment has entry 9");
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).expect("written");
+        let error = wal.read(G, 9..10, 1 << 20).await.expect_err("damaged");
+        let WalError::Corrupt { path, damage } = error else { panic!("{error}") };
+        assert_eq!(wal.next_incident().await, Some(Incident::Damaged { path, damage }));
+        assert_eq!(wal.stats().damaged_reads, 1);
     });
 }
