@@ -292,7 +292,7 @@ pub(super) struct RecallArgs {
 pub(super) struct StatusArgs {
     #[command(flatten)]
     pub(super) server: ServerArgs,
-    /// Every metric and recent event
+    /// Every metric and recent event; --json always has them
     #[arg(long)]
     pub(super) verbose: bool,
 }

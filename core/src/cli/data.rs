@@ -1,7 +1,7 @@
 //! Commands that ask a running server: put, get, del, scan, recall, status.
 
 use super::args::{DelArgs, GetArgs, PutArgs, RecallArgs, ScanArgs, ServerArgs, StatusArgs};
-use super::{ExitStatus, Failure, Outcome, parse, show};
+use super::{ExitStatus, Failure, Outcome, parse, show, status};
 use gristmill_rpc::blocking::Client;
 use gristmill_rpc::client::ClientError;
 use gristmill_rpc::ids::{GrainId, Version};
@@ -215,13 +215,13 @@ pub(super) fn recall(args: RecallArgs) -> Outcome {
 
 pub(super) fn status(args: &StatusArgs) -> Outcome {
     let mut client = connect(&args.server)?;
-    let status = client.status(args.verbose).map_err(|error| failure(&error))?;
+    let status = client.status(true).map_err(|error| failure(&error))?;
     if args.server.json {
         show::line(&status);
     } else {
         let parsed: serde_json::Value = serde_json::from_str(&status)
             .map_err(|error| Failure::new(ExitStatus::Refused, format!("the server's status is no JSON: {error}")))?;
-        show::line(&format!("{parsed:#}"));
+        show::print(status::text(&parsed, args.verbose).as_bytes());
     }
     Ok(ExitStatus::Done)
 }

@@ -8,6 +8,7 @@ mod data;
 mod parse;
 mod serve;
 pub(crate) mod show;
+mod status;
 mod wal;
 
 use args::{Cli, Command};

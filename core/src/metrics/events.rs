@@ -209,11 +209,10 @@ mod tests {
         assert_eq!(record.event.name(), "leader_elected");
     }
 
-    /// `name` and the serialised tag are written twice, so they are compared for every event.
-    #[test]
-    fn names_are_the_serialised_ones() {
+    /// One of each kind.
+    fn events() -> [Event; 13] {
         let text = String::new;
-        let events = [
+        [
             Event::RecoveryFinished { shard: 0, entries: 0, duration_us: 0 },
             Event::TornTailCut { log: 0, segment: String::new(), offset: 0, dropped_bytes: 0 },
             Event::CorruptionFound { log: 0, segment: 0, offset: 0, detail: text() },
@@ -227,10 +226,32 @@ mod tests {
             Event::LeaderLost { shard: 0, term: 0, reason: text() },
             Event::DriverFallback { driver: text(), reason: text() },
             Event::ClockDriftRefused { ahead_ms: 0 },
-        ];
-        for event in events {
+        ]
+    }
+
+    /// `name` and the serialised tag are written twice, so they are compared for every event.
+    #[test]
+    fn names_are_the_serialised_ones() {
+        for event in events() {
             let value = serde_json::to_value(&event).expect("plain data");
             assert_eq!(value["event"], event.name());
         }
+    }
+
+    /// The table in PROTOCOL.md has a row for each kind, with its fields, and no others.
+    #[test]
+    fn every_event_is_documented() {
+        let mut documented = super::super::documented::rows("Events");
+        for event in events() {
+            let row = documented.remove(event.name()).unwrap_or_else(|| panic!("{} is missing", event.name()));
+            let mut fields: Vec<&str> = row[1].split(", ").map(|field| field.trim_matches('`')).collect();
+            fields.sort_unstable();
+            let value = serde_json::to_value(&event).expect("plain data");
+            let mut found: Vec<&String> = value.as_object().expect("an object").keys().collect();
+            found.retain(|field| *field != "event");
+            found.sort_unstable();
+            assert_eq!(fields, found, "{}", event.name());
+        }
+        assert!(documented.is_empty(), "documented, but not there: {documented:?}");
     }
 }

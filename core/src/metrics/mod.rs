@@ -22,3 +22,19 @@ pub use events::{Event, EventRecord};
 pub use names::{Definition, Kind, Unit};
 pub use registry::{Counter, Gauge, Histogram, Labels, Registry};
 pub use snapshot::{Series, Snapshot, Value};
+
+/// What users are told of all this.
+#[cfg(test)]
+mod documented {
+    use std::collections::BTreeMap;
+
+    /// The rows of a table of `rpc/PROTOCOL.md`, by the name in their first cell.
+    pub(super) fn rows(section: &str) -> BTreeMap<String, Vec<String>> {
+        let text = include_str!("../../../rpc/PROTOCOL.md");
+        let from = text.find(&format!("\n### {section}\n")).expect("the section is there");
+        let lines = text[from..].lines().skip_while(|line| !line.starts_with('|')).skip(2);
+        let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+        let rows = lines.take_while(|line| line.starts_with('|')).map(cells);
+        rows.map(|row: Vec<String>| (row[0].trim_matches('`').to_owned(), row)).collect()
+    }
+}

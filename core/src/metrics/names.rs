@@ -112,6 +112,10 @@ definitions! {
     TASK_PANICS: Counter, Count, "task_panics_total", "Panics of tasks, each caught.";
 }
 
+/// Counters of the talk between replicas. Each shard shows them, and none grows while a shard has one voter.
+pub const OF_PEERS: [&Definition; 4] =
+    [APPEND_ENTRIES_SENT, APPEND_ENTRIES_RECEIVED, VOTE_REQUESTS_SENT, SNAPSHOTS_CREATED];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +132,20 @@ mod tests {
             assert_eq!(name.ends_with("_us") || name.contains("_us_"), *unit == Unit::Microseconds, "{name}");
             assert!(help.ends_with('.'), "{name}");
         }
+    }
+
+    /// The table in PROTOCOL.md says what the definitions say, and has no other rows.
+    #[test]
+    fn every_metric_is_documented() {
+        let mut documented = super::super::documented::rows("Metrics");
+        for definition in ALL {
+            let row = documented.remove(definition.name).unwrap_or_else(|| panic!("{} is missing", definition.name));
+            let json = |value: serde_json::Value| value.as_str().map(str::to_owned).expect("a word");
+            assert_eq!(row[1], json(serde_json::json!(definition.kind)), "{}", definition.name);
+            assert_eq!(row[2], json(serde_json::json!(definition.unit)), "{}", definition.name);
+            assert!(row[4].starts_with(definition.help), "{}", definition.name);
+        }
+        assert!(documented.is_empty(), "documented, but not there: {documented:?}");
     }
 
     /// The names that users of the systems we follow look for (FEATURES, part B).

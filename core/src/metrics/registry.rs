@@ -6,6 +6,7 @@ use super::snapshot::{Series, Snapshot, Value};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Series of one core at the most: metrics times labels. Labels name our own parts (shard, log), never users' data, so
 /// passing this is a defect of ours.
@@ -75,8 +76,27 @@ impl Histogram {
 
     /// One more value. Values beyond the range count as its end.
     pub fn record(&self, value: u64) {
-        self.0.borrow_mut().saturating_record(value);
+        self.record_many(value, 1);
     }
+
+    /// The same value several times.
+    pub fn record_many(&self, value: u64, times: u64) {
+        self.0.borrow_mut().saturating_record_n(value, times);
+    }
+
+    /// A duration, in the microseconds that its definition counts in.
+    pub fn record_time(&self, took: Duration) {
+        self.record(micros(took));
+    }
+
+    /// The same duration several times.
+    pub fn record_time_many(&self, took: Duration, times: u64) {
+        self.record_many(micros(took), times);
+    }
+}
+
+fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
 }
 
 type Observer = Box<dyn Fn() -> i64>;
@@ -237,11 +257,11 @@ mod tests {
         let registry = Registry::new(0);
         let histogram = registry.histogram(REQUEST_LATENCY, Labels::new());
         (1..=1000).for_each(|value| histogram.record(value));
-        histogram.record(u64::MAX);
+        histogram.record_time_many(Duration::MAX, 2);
         let snapshot = registry.snapshot();
         let found = snapshot.find("request_latency_us", &Labels::new()).expect("registered");
         let Value::Distribution(histogram) = &found.value else { panic!("a distribution") };
-        assert_eq!(histogram.len(), 1001);
+        assert_eq!(histogram.len(), 1002);
         let p99 = histogram.value_at_quantile(0.99);
         assert!((980..=1000).contains(&p99), "exact to about one percent: {p99}");
         assert!(histogram.max() >= HISTOGRAM_MAX_US);

@@ -129,6 +129,16 @@ pub struct GroupMetrics {
     pub voters: usize,
     /// Proposals that wait for their outcome.
     pub in_flight: usize,
+    /// This replica leads and serves.
+    pub leads: bool,
+    /// Entries in the log.
+    pub log_entries: u64,
+    /// Elections that this replica started.
+    pub elections: u64,
+    /// Leaders that this replica has seen.
+    pub leader_changes: u64,
+    /// Fencing tokens that this replica issued.
+    pub tokens_issued: u64,
 }
 
 type Core = Raft<TypeConfig, Applier>;
@@ -151,6 +161,8 @@ struct Inner {
     changed: Notify,
     /// The leader is moving to a new term; proposals wait.
     moving: Cell<bool>,
+    elections: Cell<u64>,
+    leader_changes: Cell<u64>,
     in_flight: Cell<usize>,
     bytes_in_flight: Cell<usize>,
     /// Whether the log takes entries now.
@@ -203,6 +215,8 @@ impl Group {
             stopped: RefCell::new(None),
             changed: Notify::new(),
             moving: Cell::new(false),
+            elections: Cell::new(0),
+            leader_changes: Cell::new(0),
             in_flight: Cell::new(0),
             bytes_in_flight: Cell::new(0),
             check_space: Box::new(move || asking.check_space()),
@@ -230,6 +244,16 @@ impl Group {
             }
             self.0.changed.notified().await;
         }
+    }
+
+    /// Waits until the group's phase or term may have changed.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// Entries that the log held when the group started: those that it replays.
+    pub fn entries_at_start(&self) -> u64 {
+        entries_to(self.0.log_at_start.last) - entries_to(self.0.log_at_start.purged)
     }
 
     /// What the group is doing.
@@ -340,6 +364,11 @@ impl Group {
             applied: progress.applied(),
             voters: progress.voters(),
             in_flight: self.0.in_flight.get(),
+            leads: self.is_leader(),
+            log_entries: 0,
+            elections: self.0.elections.get(),
+            leader_changes: self.0.leader_changes.get(),
+            tokens_issued: self.0.stamper.issued(),
         };
         if let Some(receiver) = self.0.metrics.get() {
             let metrics = receiver.borrow_watched();
@@ -350,6 +379,7 @@ impl Group {
             figures.last_log = last.or(figures.last_log);
             figures.committed = metrics.local_committed.as_ref().map(to_position).or(figures.committed);
         }
+        figures.log_entries = entries_to(figures.last_log) - entries_to(self.0.log_at_start.purged);
         figures
     }
 
@@ -429,8 +459,10 @@ impl Inner {
         if let Some(reason) = self.stop_reason() {
             return Some(Unready::Stopped(reason));
         }
-        let count = |position: Option<LogPosition>| position.map_or(0, |position| position.index + 1);
-        Some(Unready::Recovering { applied: count(self.progress.applied()), target: count(self.log_at_start.last) })
+        Some(Unready::Recovering {
+            applied: entries_to(self.progress.applied()),
+            target: entries_to(self.log_at_start.last),
+        })
     }
 
     fn become_ready(&self) {
@@ -547,8 +579,11 @@ impl Inner {
         let abdication =
             VoteRequest { vote: RaftVote::new(term + 1, NOBODY), last_log_id: Some(newest), leadership_transfer: true };
         core.vote(abdication).await.map_err(fatal_of)?;
+        self.elections.set(self.elections.get() + 1);
         core.trigger().elect(false).await?;
-        wait_until_leading(core, term + 1).await
+        wait_until_leading(core, term + 1).await?;
+        self.leader_changes.set(self.leader_changes.get() + 1);
+        Ok(())
     }
 }
 
@@ -601,6 +636,11 @@ fn fatal_of(error: RaftError<TypeConfig>) -> Fatal<TypeConfig> {
     }
 }
 
+/// Entries of a log that begins at index 0 and ends at `last`.
+fn entries_to(last: Option<LogPosition>) -> u64 {
+    last.map_or(0, |last| last.index + 1)
+}
+
 /// Waits until this replica leads a term above `term`.
 async fn wait_until_leading(core: &Core, term: u64) -> Result<(), Fatal<TypeConfig>> {
     let leads = |metrics: &RaftMetrics<TypeConfig>| {
@@ -630,9 +670,12 @@ async fn run_start<L: GroupLog>(
     if founded {
         stand_for_election(inner, &core, summary.voted).await?;
     } else {
+        // Founding a group is an election of its own.
+        inner.elections.set(inner.elections.get() + 1);
         core.initialize(BTreeSet::from([replica])).await.map_err(|error| failed(&error))?;
     }
     wait_until_leading(&core, 0).await.map_err(|fatal| stop_reason(&fatal))?;
+    inner.leader_changes.set(inner.leader_changes.get() + 1);
     // Returns once this term's first entry is applied, and with it everything before.
     core.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| failed(&error))?;
     Ok(())
@@ -645,5 +688,6 @@ async fn stand_for_election(inner: &Inner, core: &Core, voted: bool) -> Result<(
     if voters != 1 {
         return Err(StopReason::NeedsPeers { voters });
     }
+    inner.elections.set(inner.elections.get() + 1);
     core.trigger().elect(false).await.map_err(|fatal| stop_reason(&fatal))
 }

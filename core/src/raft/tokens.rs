@@ -8,6 +8,7 @@ use super::types::Entry;
 use gristmill_rpc::ids::ShardId;
 use gristmill_wal::{FencingToken, FencingTokenState, LogPosition, TokenError as WalTokenError};
 use openraft::EntryPayload;
+use std::cell::Cell;
 
 /// An entry that must not enter the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -34,13 +35,14 @@ pub(crate) struct TokenStamper {
     shard: ShardId,
     tokens: FencingTokenState,
     sequences_max: u32,
+    issued: Cell<u64>,
 }
 
 impl TokenStamper {
     /// For `shard`'s log, whose highest token is `highest`. `sequences_max` are issued before a new term is due.
     pub(crate) fn new(shard: ShardId, highest: FencingToken, sequences_max: u32) -> TokenStamper {
         assert!(sequences_max > 0, "a term needs a sequence number");
-        TokenStamper { shard, tokens: FencingTokenState::new(highest), sequences_max }
+        TokenStamper { shard, tokens: FencingTokenState::new(highest), sequences_max, issued: Cell::new(0) }
     }
 
     /// Checks the tokens of entries that have one, gives all others the batch's token, and completes the headers.
@@ -62,6 +64,11 @@ impl TokenStamper {
         Ok(())
     }
 
+    /// Tokens issued so far.
+    pub(crate) fn issued(&self) -> u64 {
+        self.issued.get()
+    }
+
     /// Whether the leader of `term` should move on.
     pub(crate) fn is_spent(&self, term: u64) -> bool {
         let next = self.tokens.current();
@@ -75,7 +82,9 @@ impl TokenStamper {
         if u64::from(self.tokens.current().term()) != term {
             self.tokens.bump_term_token(term)?;
         }
-        self.tokens.issue_token()
+        let token = self.tokens.issue_token()?;
+        self.issued.set(self.issued.get() + 1);
+        Ok(token)
     }
 }
 

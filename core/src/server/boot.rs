@@ -1,11 +1,12 @@
 //! How a core comes up and goes down. See the module head of [`super`] for the order.
 
 use super::core::{Core, start_loops};
+use super::observe::tell_progress;
 use super::peers::{CoreMessage, Peers};
 use super::status::NodeDescription;
 use super::stop::StopSignal;
 use super::{Listening, NodeConfig};
-use crate::metrics::Registry;
+use crate::metrics::{Event, Registry};
 use crate::raft::{self, Group, GroupConfig, RaftSettings, ReplicaId, WalLog, WalLogOptions};
 use crate::shard::data_dir::{DataDir, DataDirError, DataDirOptions, log_dir_name};
 use crate::shard::machine::Machine;
@@ -270,7 +271,7 @@ impl Boot {
         let mut shards = BTreeMap::new();
         for log in placement.logs_of(self.core) {
             for id in placement.shards_in(log) {
-                shards.insert(id, Shard::new(id, Machine::new(id, &ring, &registry)));
+                shards.insert(id, Shard::new(id, Machine::new(id, &ring, &registry), &registry));
             }
         }
         Core::new(self.core, placement, ring, shards, Rc::clone(peers), offered.clone(), registry)
@@ -300,11 +301,13 @@ impl Boot {
         for log in placement.logs_of(self.core) {
             let directory: PathBuf = self.config.data_dir.join(log_dir_name(log));
             let failed = |source| BootError::Wal { log: log_dir_name(log), source };
-            let (wal, report) = Wal::open(&directory, log, self.config.wal.clone()).await.map_err(failed)?;
-            core.log_recovered(log, &wal, &report);
+            let opened =
+                Wal::open_with_progress(&directory, log, self.config.wal.clone(), &mut tell_progress(log)).await;
+            let (wal, report) = opened.map_err(failed)?;
+            core.log_opened(log, &wal, &report);
             for id in placement.shards_in(log) {
                 let shard = core.shards().find(|shard| shard.id() == id).expect("built for this placement");
-                start_shard(shard, &wal);
+                start_shard(core, shard, &wal);
             }
             logs.push((log, wal));
         }
@@ -313,7 +316,7 @@ impl Boot {
 }
 
 /// Starts consensus on one shard. One that must not run is refused, the others go on.
-fn start_shard(shard: &Rc<Shard>, wal: &Wal) {
+fn start_shard(core: &Core, shard: &Rc<Shard>, wal: &Wal) {
     let id = shard.id();
     let config =
         GroupConfig { shard: id, replica: ReplicaId { node: 1, incarnation: 1 }, settings: RaftSettings::default() };
@@ -322,10 +325,14 @@ fn start_shard(shard: &Rc<Shard>, wal: &Wal) {
         Ok(group) => shard.run(group),
         Err(error) => {
             eprintln!("gristmill: shard {} does not serve: {error}", id.0);
-            let code = match error {
-                raft::StartError::Quarantined(_) => ErrorCode::Quarantined,
-                _ => ErrorCode::Internal,
+            let (number, reason) = (id.0, error.to_string());
+            let (code, event) = match error {
+                raft::StartError::Quarantined(_) => {
+                    (ErrorCode::Quarantined, Event::ShardQuarantined { shard: number, reason })
+                }
+                _ => (ErrorCode::Internal, Event::ReplicaStopped { shard: number, reason }),
             };
+            core.emit(event);
             shard.refuse(Rejection::new(code, format!("shard {}: {error}", id.0)));
         }
     }

@@ -14,10 +14,13 @@
 //!   are dropped.
 
 use super::core::Core;
+use super::observe::CoreMetrics;
 use super::reply::{Answer, ReplyTo};
+use gristmill_rpc::frame::MessageType;
 use gristmill_rpc::protocol::{Accepted, ServerConnection};
 use gristmill_shardexec::net::{ShutdownHow, TcpStream};
 use gristmill_shardexec::sync::Notify;
+use gristmill_shardexec::time::Instant;
 use gristmill_shardexec::{Class, spawn, yield_if_spent};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -36,6 +39,15 @@ pub(crate) struct Connection {
     /// The protocol may take input again, or the connection is closing.
     input: Notify,
     closing: Cell<bool>,
+    /// When the requests came whose answers wait to be sent.
+    answered: RefCell<Vec<Answered>>,
+    metrics: Rc<CoreMetrics>,
+}
+
+/// A request whose answer is encoded.
+struct Answered {
+    arrived: Instant,
+    recall: bool,
 }
 
 impl Connection {
@@ -47,6 +59,8 @@ impl Connection {
             output: Notify::new(),
             input: Notify::new(),
             closing: Cell::new(false),
+            answered: RefCell::default(),
+            metrics: core.metrics(),
         });
         let reader = Rc::clone(&connection).read(Rc::clone(core));
         spawn(Class::Request, "connection reader", reader);
@@ -54,8 +68,10 @@ impl Connection {
         connection
     }
 
-    /// Encodes an answer and wakes the writer.
-    pub(crate) fn answer(&self, accepted: Accepted, answer: Answer) {
+    /// Encodes an answer and wakes the writer. `arrived` is when the request's last bytes were read.
+    pub(crate) fn answer(&self, accepted: Accepted, arrived: Instant, answer: Answer) {
+        let recall = accepted.message() == MessageType::Recall;
+        self.answered.borrow_mut().push(Answered { arrived, recall });
         let mut protocol = self.protocol.borrow_mut();
         match answer {
             Ok(body) => protocol.reply(accepted, &body),
@@ -79,7 +95,7 @@ impl Connection {
     }
 
     async fn read(self: Rc<Self>, core: Rc<Core>) {
-        let _open = core.connection_opened(&self);
+        let _open = core.connection_opened();
         let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
         while !self.closing.get() {
             if !self.protocol.borrow().wants_input() {
@@ -89,7 +105,7 @@ impl Connection {
             buffer.clear();
             let received;
             (received, buffer) = self.socket.recv(buffer).await;
-            if !matches!(received, Ok(1..)) || !self.take_requests(&core, &buffer) {
+            if !matches!(received, Ok(1..)) || !self.take_requests(&core, &buffer, Instant::now()) {
                 break;
             }
             yield_if_spent().await;
@@ -97,13 +113,13 @@ impl Connection {
         self.close();
     }
 
-    /// Dispatches the requests in what was received; `false` where it is no protocol of ours.
-    fn take_requests(self: &Rc<Self>, core: &Rc<Core>, mut received: &[u8]) -> bool {
+    /// Dispatches the requests in what was received just now; `false` where it is no protocol of ours.
+    fn take_requests(self: &Rc<Self>, core: &Rc<Core>, mut received: &[u8], now: Instant) -> bool {
         loop {
             let next = self.protocol.borrow_mut().receive(&mut received);
             match next {
                 Ok(Some(request)) => {
-                    let reply = ReplyTo::connection(Rc::clone(self), request.accepted);
+                    let reply = ReplyTo::connection(Rc::clone(self), request.accepted, now);
                     core.dispatch(&request.header, request.body, reply);
                 }
                 Ok(None) => {
@@ -118,6 +134,18 @@ impl Connection {
         }
     }
 
+    /// Counts what the next send takes along: one clock reading for all of it.
+    fn count_answered(&self) {
+        let mut answered = self.answered.borrow_mut();
+        if !answered.is_empty() {
+            let now = Instant::now();
+            for Answered { arrived, recall } in answered.drain(..) {
+                self.metrics.answered(now - arrived, recall);
+            }
+        }
+        self.metrics.errors.add(self.protocol.borrow_mut().take_errors());
+    }
+
     async fn write(self: Rc<Self>) {
         let mut spare = Vec::new();
         loop {
@@ -128,6 +156,7 @@ impl Connection {
                 self.output.notified().await;
                 continue;
             }
+            self.count_answered();
             let output = self.protocol.borrow_mut().take_output(std::mem::take(&mut spare));
             let (sent, buffer) = self.socket.send_all(output).await;
             if sent.is_err() {

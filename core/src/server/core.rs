@@ -7,12 +7,14 @@
 
 use super::boot::Offered;
 use super::connection::Connection;
+use super::observe::{CoreMetrics, observe_log, watch_executor};
 use super::peers::{CoreMessage, Peers};
 use super::reply::ReplyTo;
 use super::status::{self, CoreStatus, NodeDescription};
-use crate::metrics::{Counter, Event, Labels, Registry, names};
+use crate::metrics::{Event, Registry};
 use crate::shard::placement::Placement;
 use crate::shard::replica::Shard;
+use crate::shard::wall_ms;
 use gristmill_rpc::body::Body;
 use gristmill_rpc::error::{ErrorCode, Rejection};
 use gristmill_rpc::frame::{FrameError, FrameHeader};
@@ -22,9 +24,9 @@ use gristmill_rpc::ring::Ring;
 use gristmill_rpc::validate::{self, RequestRef};
 use gristmill_shardexec::net::TcpListener;
 use gristmill_shardexec::sync::Notify;
-use gristmill_shardexec::time::{Instant, WallClock, sleep};
+use gristmill_shardexec::time::{Instant, sleep};
 use gristmill_shardexec::{Class, CoreId, spawn};
-use gristmill_wal::{LogNumber, RecoveryReport, Wal, WalStats};
+use gristmill_wal::{LogNumber, RecoveryReport, Wal};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -33,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Connections that one core holds at the most; further ones are closed with a message.
-pub(crate) const CONNECTIONS_MAX: usize = 10_000;
+pub(crate) const CONNECTIONS_MAX: i64 = 10_000;
 /// How long a stopping core waits for requests in flight.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed, for example for want of file descriptors.
@@ -49,33 +51,10 @@ pub(crate) struct Core {
     offer: Arc<ServerOffer>,
     node: NodeDescription,
     connections: RefCell<Vec<Weak<Connection>>>,
-    open: Cell<usize>,
     stopping: Cell<bool>,
     stop: Notify,
-    pub(crate) metrics: CoreMetrics,
+    metrics: Rc<CoreMetrics>,
     registry: Registry,
-}
-
-/// What a core counts itself.
-pub(crate) struct CoreMetrics {
-    pub(crate) requests: Counter,
-    pub(crate) forwarded: Counter,
-    pub(crate) rejected: Counter,
-    pub(crate) bad_frames: Counter,
-    pub(crate) accepted: Counter,
-}
-
-impl CoreMetrics {
-    fn register(registry: &Registry) -> CoreMetrics {
-        let counter = |definition| registry.counter(definition, Labels::new());
-        CoreMetrics {
-            requests: counter(names::REQUESTS),
-            forwarded: counter(names::FORWARDED_REQUESTS),
-            rejected: counter(names::REQUEST_ERRORS),
-            bad_frames: counter(names::BAD_FRAMES),
-            accepted: counter(names::CONNECTIONS_ACCEPTED),
-        }
-    }
 }
 
 impl Core {
@@ -97,10 +76,9 @@ impl Core {
             offer: offered.offer,
             node: offered.node,
             connections: RefCell::default(),
-            open: Cell::new(0),
             stopping: Cell::new(false),
             stop: Notify::new(),
-            metrics: CoreMetrics::register(&registry),
+            metrics: Rc::new(CoreMetrics::register(&registry, id)),
             registry,
         })
     }
@@ -116,10 +94,7 @@ impl Core {
         match routed {
             Ok(Route::Shard(shard)) => self.to_shard(shard, *header, body, reply),
             Ok(Route::Status { verbose }) => status::gather(self, verbose, reply),
-            Err(rejection) => {
-                self.metrics.rejected.add(1);
-                reply.answer(Err(rejection));
-            }
+            Err(rejection) => reply.answer(Err(rejection)),
         }
     }
 
@@ -181,7 +156,7 @@ impl Core {
     pub(crate) async fn accept(self: Rc<Self>, listener: TcpListener) {
         while !self.stopping.get() {
             match listener.accept().await {
-                Ok((socket, _)) if self.open.get() < CONNECTIONS_MAX => {
+                Ok((socket, _)) if self.metrics.connections.value() < CONNECTIONS_MAX => {
                     self.metrics.accepted.add(1);
                     let connection = Connection::serve(&self, socket);
                     let mut connections = self.connections.borrow_mut();
@@ -201,9 +176,14 @@ impl Core {
     }
 
     /// Counts a connection for as long as the guard lives.
-    pub(crate) fn connection_opened(self: &Rc<Self>, _connection: &Rc<Connection>) -> OpenConnection {
-        self.open.set(self.open.get() + 1);
-        OpenConnection(Rc::clone(self))
+    pub(crate) fn connection_opened(&self) -> OpenConnection {
+        self.metrics.connections.add(1);
+        OpenConnection(Rc::clone(&self.metrics))
+    }
+
+    /// What this core counts.
+    pub(crate) fn metrics(&self) -> Rc<CoreMetrics> {
+        Rc::clone(&self.metrics)
     }
 
     /// A client sent what is no frame.
@@ -212,42 +192,21 @@ impl Core {
         eprintln!("gristmill: {}: closed the connection from {peer}: {error}", self.id);
     }
 
-    /// A log of this core was opened: says what was found, as a line, as metrics and as an event.
-    pub(crate) fn log_recovered(&self, log: LogNumber, wal: &Wal, report: &RecoveryReport) {
-        let labels = || Labels::from([("log", log.0.to_string())]);
-        self.registry.counter(names::WAL_ENTRIES_REPLAYED, labels()).add(report.entries);
-        let stats = |read: fn(&WalStats) -> u64| {
-            let wal = wal.clone();
-            move || i64::try_from(read(&wal.stats())).unwrap_or(i64::MAX)
-        };
-        self.registry.observe(names::WAL_BATCHES, labels(), stats(|stats| stats.batches));
-        self.registry.observe(names::WAL_BYTES, labels(), stats(|stats| stats.batch_bytes));
-        if let Some(torn) = &report.torn {
-            eprintln!(
-                "gristmill: {}: {} ended in unacknowledged writes: cut at offset {} ({})",
-                self.id,
-                torn.path.display(),
-                torn.offset,
-                torn.damage
-            );
-            let event = Event::TornTailCut {
-                log: log.0,
-                segment: torn.path.display().to_string(),
-                offset: torn.offset,
-                dropped_bytes: torn.bytes_zeroed,
-            };
-            self.registry.emit(wall_ms(), event);
-        }
+    /// A log of this core was opened.
+    pub(crate) fn log_opened(&self, log: LogNumber, wal: &Wal, report: &RecoveryReport) {
+        observe_log(&self.registry, log, wal, report);
+    }
+
+    /// Notes something that happened on this core.
+    pub(crate) fn emit(&self, event: Event) {
+        self.registry.emit(wall_ms(), event);
     }
 
     /// This core's part of the status.
     pub(crate) fn status(&self, verbose: bool) -> CoreStatus {
-        CoreStatus {
-            core: self.id.0,
-            connections: self.open.get(),
-            shards: self.shards.values().map(|shard| shard.status()).collect(),
-            metrics: verbose.then(|| self.registry.snapshot()),
-        }
+        let shards = self.shards.values().map(|shard| shard.status()).collect();
+        let figures = verbose.then(|| self.registry.snapshot());
+        CoreStatus::new(self.id, self.metrics.connections.value(), shards, figures)
     }
 
     /// What is the same on every core.
@@ -291,26 +250,23 @@ impl Core {
     }
 }
 
-fn wall_ms() -> u64 {
-    WallClock::now().0 / 1_000_000
-}
-
 enum Route {
     Shard(ShardId),
     Status { verbose: bool },
 }
 
 /// One open connection, counted.
-pub(crate) struct OpenConnection(Rc<Core>);
+pub(crate) struct OpenConnection(Rc<CoreMetrics>);
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get() - 1);
+        self.0.connections.add(-1);
     }
 }
 
 /// Runs the loops of a core that has its shards.
 pub(crate) fn start_loops(core: &Rc<Core>, listeners: Vec<TcpListener>) {
+    watch_executor(&core.registry);
     spawn(Class::Request, "mesh receiver", Rc::clone(core).serve_peers());
     for listener in listeners {
         spawn(Class::Request, "acceptor", Rc::clone(core).accept(listener));

@@ -15,6 +15,7 @@
 mod boot;
 pub(crate) mod connection;
 pub(crate) mod core;
+mod observe;
 pub(crate) mod peers;
 pub(crate) mod reply;
 pub(crate) mod status;

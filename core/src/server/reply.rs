@@ -7,6 +7,7 @@ use gristmill_rpc::error::{ErrorCode, Rejection};
 use gristmill_rpc::protocol::Accepted;
 use gristmill_shardexec::CoreId;
 use gristmill_shardexec::sync::oneshot;
+use gristmill_shardexec::time::Instant;
 use std::rc::Rc;
 
 /// What a request is answered with.
@@ -16,8 +17,8 @@ pub(crate) type Answer = Result<Body, Rejection>;
 pub(crate) struct ReplyTo(Option<Target>);
 
 enum Target {
-    /// The client is connected here.
-    Connection(Rc<Connection>, Accepted),
+    /// The client is connected here; its request arrived then.
+    Connection(Rc<Connection>, Accepted, Instant),
     /// Another core waits for it under a ticket.
     Peer { peers: Rc<Peers>, core: CoreId, ticket: u64 },
     /// A task of this core waits for it.
@@ -25,8 +26,8 @@ enum Target {
 }
 
 impl ReplyTo {
-    pub(crate) fn connection(connection: Rc<Connection>, accepted: Accepted) -> ReplyTo {
-        ReplyTo(Some(Target::Connection(connection, accepted)))
+    pub(crate) fn connection(connection: Rc<Connection>, accepted: Accepted, arrived: Instant) -> ReplyTo {
+        ReplyTo(Some(Target::Connection(connection, accepted, arrived)))
     }
 
     pub(crate) fn peer(peers: Rc<Peers>, core: CoreId, ticket: u64) -> ReplyTo {
@@ -44,7 +45,7 @@ impl ReplyTo {
 
     fn deliver(&mut self, answer: Answer) {
         match self.0.take() {
-            Some(Target::Connection(connection, accepted)) => connection.answer(accepted, answer),
+            Some(Target::Connection(connection, accepted, arrived)) => connection.answer(accepted, arrived, answer),
             Some(Target::Peer { peers, core, ticket }) => peers.answer(core, ticket, answer),
             Some(Target::Task(sender)) => {
                 // The task may have given up; then nobody wants the answer.

@@ -12,7 +12,11 @@
 //! - At most [`QUEUE_MAX`] writes and [`QUEUE_BYTES_MAX`] bytes wait in the queue; the next is told `Overloaded`.
 //! - Nothing is served before the shard's log is replayed: `Recovering`, retriable.
 
+use super::figures::{ShardMetrics, observe_group};
 use super::machine::{Counts, Machine};
+use super::wall_ms;
+use super::watch::watch;
+use crate::metrics::{Event, Registry};
 use crate::raft::{Applied, Group, GroupMetrics, Phase as GroupPhase, Proposal, ProposeError, ReadError, StopReason};
 use crate::recall::RecallStats;
 use crate::server::reply::{Answer, ReplyTo};
@@ -24,7 +28,7 @@ use gristmill_rpc::frame::FrameHeader;
 use gristmill_rpc::ids::ShardId;
 use gristmill_rpc::validate::{self, RequestRef};
 use gristmill_shardexec::sync::{Notify, Semaphore};
-use gristmill_shardexec::time::{Instant, WallClock};
+use gristmill_shardexec::time::Instant;
 use gristmill_shardexec::{Class, spawn};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -59,6 +63,8 @@ pub(crate) struct Shard {
     in_flight: Semaphore,
     clock: RefCell<HlcClock>,
     refused: Cell<u64>,
+    metrics: ShardMetrics,
+    registry: Registry,
 }
 
 enum Phase {
@@ -108,7 +114,7 @@ pub(crate) struct ShardStatus {
 
 impl Shard {
     /// A shard whose log is not open yet.
-    pub(crate) fn new(id: ShardId, machine: Machine) -> Rc<Shard> {
+    pub(crate) fn new(id: ShardId, machine: Machine, registry: &Registry) -> Rc<Shard> {
         let shard = Rc::new(Shard {
             id,
             machine,
@@ -118,7 +124,10 @@ impl Shard {
             in_flight: Semaphore::new(BATCHES_IN_FLIGHT_MAX),
             clock: RefCell::new(HlcClock::starting_after(Hlc::ZERO)),
             refused: Cell::new(0),
+            metrics: ShardMetrics::register(registry, id),
+            registry: registry.clone(),
         });
+        observe_group(registry, &shard);
         spawn(Class::Raft, "shard proposer", Rc::clone(&shard).propose());
         spawn(Class::Background, "recall index", Rc::clone(&shard).maintain());
         shard
@@ -135,6 +144,7 @@ impl Shard {
 
     /// Serves from here on, as far as the group does.
     pub(crate) fn run(&self, group: Group) {
+        spawn(Class::Background, "shard watch", watch(self.id, group.clone(), self.registry.clone()));
         *self.phase.borrow_mut() = Phase::Running(group);
     }
 
@@ -244,10 +254,12 @@ impl Shard {
             match group {
                 Ok(group) => {
                     // The proposal task starts before the next batch is taken, so batches keep their order.
-                    let (proposals, replies) = shard.stamp(batch);
+                    let (proposals, replies, began) = shard.stamp(batch);
+                    shard.metrics.proposed(proposals.len());
                     spawn(Class::Raft, "shard batch", async move {
                         let outcomes = group.propose_many(proposals).await;
                         assert_eq!(outcomes.len(), replies.len(), "one outcome per proposal");
+                        shard.metrics.settled(outcomes.len(), Instant::now() - began);
                         for (outcome, reply) in outcomes.into_iter().zip(replies) {
                             reply.answer(shard.write_answer(outcome));
                         }
@@ -267,6 +279,7 @@ impl Shard {
     async fn maintain(self: Rc<Self>) {
         let Err(error) = self.machine.maintain().await;
         eprintln!("gristmill: shard {} stops: {error}", self.id.0);
+        self.registry.emit(wall_ms(), Event::ReplicaStopped { shard: self.id.0, reason: error.to_string() });
         let message = format!("shard {} stopped: {error}; restart the server", self.id.0);
         self.stop(Rejection::new(ErrorCode::Internal, message)).await;
     }
@@ -286,8 +299,9 @@ impl Shard {
         queue.writes.drain(..count).collect()
     }
 
-    /// Gives each write its time. Writes whose deadline has passed are answered instead: they were never proposed.
-    fn stamp(&self, batch: Vec<Write>) -> (Vec<Proposal>, Vec<ReplyTo>) {
+    /// Gives each write its time; also tells it by the monotonic clock. Writes whose deadline has passed are answered
+    /// instead: they were never proposed.
+    fn stamp(&self, batch: Vec<Write>) -> (Vec<Proposal>, Vec<ReplyTo>, Instant) {
         let (now, wall_ms) = (Instant::now(), wall_ms());
         let mut clock = self.clock.borrow_mut();
         clock.observe_committed(self.machine.latest_hlc());
@@ -302,7 +316,7 @@ impl Shard {
             proposals.push(Proposal { header: entry_header(&write.header, clock.tick(wall_ms)), body: write.body });
             replies.push(write.reply);
         }
-        (proposals, replies)
+        (proposals, replies, now)
     }
 
     fn write_answer(&self, outcome: Result<Applied, ProposeError>) -> Answer {
@@ -355,6 +369,14 @@ impl Shard {
             ReadError::Stopped(reason) => stop_code(reason),
         };
         Rejection::new(code, format!("shard {}: {error}", self.id.0))
+    }
+
+    /// The figures of the shard's group; `None` while there is none.
+    pub(super) fn group_metrics(&self) -> Option<GroupMetrics> {
+        match &*self.phase.borrow() {
+            Phase::Running(group) => Some(group.metrics()),
+            Phase::Opening | Phase::Down(_) => None,
+        }
     }
 
     /// The shard's figures.
@@ -415,10 +437,6 @@ fn entry_header(frame: &FrameHeader, hlc: Hlc) -> EntryHeader {
         key_id: 0,
         nonce: [0; NONCE_BYTES],
     }
-}
-
-fn wall_ms() -> u64 {
-    WallClock::now().0 / 1_000_000
 }
 
 /// What the indexes hold, as `status` shows it.

@@ -96,6 +96,7 @@ pub struct ServerConnection {
     greeted: bool,
     in_flight: u32,
     in_flight_bytes: u64,
+    errors: u64,
 }
 
 impl ServerConnection {
@@ -109,6 +110,7 @@ impl ServerConnection {
             greeted: false,
             in_flight: 0,
             in_flight_bytes: 0,
+            errors: 0,
         }
     }
 
@@ -177,6 +179,11 @@ impl ServerConnection {
     /// Requests accepted and not yet answered.
     pub fn in_flight(&self) -> u32 {
         self.in_flight
+    }
+
+    /// Requests answered with an error since this was last asked. What ends a connection is no request.
+    pub fn take_errors(&mut self) -> u64 {
+        std::mem::take(&mut self.errors)
     }
 
     /// Whether a frame has begun and not ended: a close now is a truncation.
@@ -249,6 +256,7 @@ impl ServerConnection {
     }
 
     fn push_error(&mut self, correlation: u64, rejection: &Rejection) {
+        self.errors += u64::from(correlation != 0);
         let body = archive(&rejection.to_reply());
         self.encoder.push(&FrameHeader::for_body(MessageType::Error, correlation, &body), &body);
     }

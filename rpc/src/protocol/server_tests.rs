@@ -151,6 +151,17 @@ fn bad_frames_cost_one_error_and_not_the_connection() {
 }
 
 #[test]
+fn requests_answered_with_an_error_are_counted_once() {
+    let mut connection = greeted();
+    let requests = receive(&mut connection, &frame(MessageType::Get, 2, &get()));
+    connection.reject(requests[0].accepted, &Rejection::new(ErrorCode::NotLeader, "elsewhere"));
+    receive(&mut connection, &frame(MessageType::GetReply, 3, &get()));
+    assert_eq!((connection.take_errors(), connection.take_errors()), (2, 0));
+    connection.receive(&mut &[0; 64][..]).expect_err("no frame");
+    assert_eq!(connection.take_errors(), 0, "no request");
+}
+
+#[test]
 fn a_lost_frame_border_is_told_and_final() {
     for damage in [0, 20, 63] {
         let mut connection = greeted();

@@ -3,6 +3,10 @@
 use crate::binary;
 use gristmill_tests::{Server, run, scratch, stderr, stdout};
 use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 
 /// Runs a client command against a server; its exit code and output.
 fn ask(server: &Server, arguments: &[&str]) -> (i32, String) {
@@ -31,10 +35,26 @@ fn values_are_there_after_kill_9_and_restart() {
     assert_eq!(state_roots(&server), roots, "the replayed state is the same");
 }
 
-fn state_roots(server: &Server) -> Vec<Value> {
+fn status(server: &Server) -> Value {
     let (code, status) = ask(server, &["status", "--json"]);
     assert_eq!(code, 0, "{status}");
-    let status: Value = serde_json::from_str(&status).expect("status is JSON");
+    serde_json::from_str(&status).expect("status is JSON")
+}
+
+/// The status once every shard serves.
+fn status_when_ready(server: &Server) -> Value {
+    for _ in 0..600 {
+        let status = status(server);
+        if status["ready"] == true {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("the server never became ready: {}", status(server));
+}
+
+fn state_roots(server: &Server) -> Vec<Value> {
+    let status = status(server);
     let shards = status["shards"].as_array().expect("status lists shards");
     assert_eq!(shards.len(), 4);
     shards.iter().map(|shard| shard["state_root"].clone()).collect()
@@ -141,4 +161,149 @@ fn the_posix_driver_serves_the_same() {
 
 fn path(dir: &tempfile::TempDir) -> String {
     dir.path().to_str().expect("UTF-8").to_owned()
+}
+
+/// The sum of each counter and gauge, and the count of each distribution, over cores and labels.
+fn totals(status: &Value) -> BTreeMap<String, i64> {
+    let mut totals = BTreeMap::new();
+    for core in status["cores"].as_array().expect("a list") {
+        for metric in core["metrics"].as_array().expect("a list") {
+            let value = metric["value"].as_i64().or_else(|| metric["value"]["count"].as_i64()).expect("a number");
+            *totals.entry(metric["name"].as_str().expect("a name").to_owned()).or_default() += value;
+        }
+    }
+    totals
+}
+
+#[test]
+fn status_counts_what_happened_and_tells_of_the_recovery() {
+    const PUTS: i64 = 20;
+    const GETS: i64 = 30;
+    let dir = scratch();
+    let server = Server::start(binary(), dir.path(), &["--shards", "2", "--cores", "2"]);
+    status_when_ready(&server);
+    let before = totals(&status(&server));
+    let mut client = server.client();
+    for number in 0..PUTS {
+        client.put(&format!("ns{}", number % 4), &number.to_be_bytes(), b"v").expect("written");
+    }
+    for number in 0..GETS {
+        client.get("ns0", &number.to_be_bytes()).expect("answered");
+    }
+    client.get("never-written", b"k").expect_err("there is no such namespace");
+    let mut stranger = TcpStream::connect(server.address()).expect("connected");
+    stranger.write_all(&[b'x'; 64]).expect("sent");
+    // Answered with a reason, then closed.
+    stranger.read_to_end(&mut Vec::new()).expect("closed");
+    drop(client);
+
+    let answered = status(&server);
+    let after = totals(&answered);
+    let moved = |name: &str| after[name] - before[name];
+    for (name, value) in [
+        ("proposals_total", PUTS),
+        ("propose_latency_us", PUTS),
+        ("applied_operations_total", PUTS),
+        ("values", PUTS),
+        ("namespaces", 4),
+        // The status that `before` came from was answered since, and this one is being answered.
+        ("requests_total", PUTS + GETS + 2),
+        ("request_latency_us", PUTS + GETS + 2),
+        ("request_errors_total", 1),
+        ("bad_frames_total", 1),
+        ("recall_latency_us", 0),
+        ("append_entries_sent_total", 0),
+        ("corruption_events_total", 0),
+        ("stale_tokens_refused_total", 0),
+        ("task_panics_total", 0),
+    ] {
+        assert_eq!(moved(name), value, "{name}");
+    }
+    assert_eq!((after["is_leader"], after["peer_count"]), (2, 0));
+    assert!(moved("forwarded_requests_total") <= PUTS + GETS + 1);
+    for at_least in
+        ["connections_accepted_total", "wal_batches_total", "wal_sync_latency_us", "fencing_tokens_issued_total"]
+    {
+        assert!(moved(at_least) > 0, "{at_least}");
+    }
+    assert!(moved("wal_appends_total") >= PUTS);
+    assert!(moved("wal_written_bytes_total") >= PUTS * 64);
+    let entries: BTreeMap<u64, u64> = shard_numbers(&answered, "last_log");
+    server.kill();
+
+    let server = Server::start(binary(), dir.path(), &[]);
+    let recovered = status_when_ready(&server);
+    let events = recovered["events"].as_array().expect("a list");
+    let finished: BTreeMap<u64, u64> = events
+        .iter()
+        .filter(|event| event["event"] == "recovery_finished")
+        .map(|event| (event["shard"].as_u64().expect("a number"), event["entries"].as_u64().expect("a number")))
+        .collect();
+    // Log indexes begin at 0.
+    let expected = entries.into_iter().map(|(shard, last)| (shard, last + 1)).collect();
+    assert_eq!(finished, expected, "each entry is replayed once");
+    assert_eq!(recovered["event_counts"]["recovery_finished"], 2);
+    assert_eq!(totals(&recovered)["wal_entries_replayed_total"], finished.values().sum::<u64>() as i64);
+}
+
+fn shard_numbers(status: &Value, field: &str) -> BTreeMap<u64, u64> {
+    let shards = status["shards"].as_array().expect("a list").iter();
+    shards.map(|shard| (shard["shard"].as_u64().expect("a number"), shard[field].as_u64().expect("a number"))).collect()
+}
+
+/// Field names of a table of the protocol's status section; `true` where a field is not always there.
+fn documented_fields(section: &str) -> BTreeMap<String, bool> {
+    let text = include_str!("../../../rpc/PROTOCOL.md");
+    let from = text.find(&format!("\n### {section}\n")).expect("the section is there");
+    let rows = text[from..].lines().skip_while(|line| !line.starts_with('|')).skip(2);
+    let rows = rows.take_while(|line| line.starts_with("| `"));
+    rows.map(|row| (row.split('`').nth(1).expect("a name").to_owned(), row.contains("optional"))).collect()
+}
+
+/// Every object has the documented fields, and no others.
+fn assert_documented<'a>(section: &str, objects: impl IntoIterator<Item = &'a Value>) {
+    let documented = documented_fields(section);
+    let mut count = 0;
+    for object in objects {
+        let object = object.as_object().expect("an object");
+        for (field, _) in object {
+            assert!(documented.contains_key(field), "{section}: `{field}` is not documented in rpc/PROTOCOL.md");
+        }
+        for (field, optional) in &documented {
+            assert!(*optional || object.contains_key(field), "{section}: `{field}` is documented and missing");
+        }
+        count += 1;
+    }
+    assert!(count > 0, "vacuous: no {section}");
+}
+
+#[test]
+fn every_field_of_the_status_is_documented() {
+    let dir = scratch();
+    let server = Server::start(binary(), dir.path(), &["--shards", "2", "--cores", "2"]);
+    let status = status_when_ready(&server);
+    let list = |value: &'static str| status[value].as_array().expect("a list").iter();
+    assert_documented("Node", [&status]);
+    assert_documented("Shard", list("shards"));
+    assert_documented("Index", list("shards").map(|shard| &shard["index"]));
+    assert_documented("Core", list("cores"));
+    let metrics = || list("cores").flat_map(|core| core["metrics"].as_array().expect("a list"));
+    assert_documented("Metric", metrics());
+    // Which metrics and kinds of events there are is compared beside their definitions.
+    let (metric_names, event_names) = (documented_fields("Metrics"), documented_fields("Events"));
+    for metric in metrics() {
+        assert!(metric_names.contains_key(metric["name"].as_str().expect("a name")), "{metric}");
+        if let Some(distribution) = metric["value"].as_object() {
+            let fields: Vec<_> = distribution.keys().map(String::as_str).collect();
+            assert_eq!(fields, ["count", "max", "mean", "min", "p50", "p99", "p999"], "{metric}");
+        }
+    }
+    let shown: std::collections::BTreeSet<_> = metrics().filter_map(|metric| metric["name"].as_str()).collect();
+    let hidden: Vec<_> = metric_names.keys().filter(|name| !shown.contains(name.as_str())).collect();
+    assert_eq!(hidden, ["append_entries_latency_us"], "documented as not shown with one voter");
+    let common = documented_fields("Event");
+    for event in list("events") {
+        assert!(event_names.contains_key(event["event"].as_str().expect("a kind")), "{event}");
+        assert!(common.keys().all(|field| event.get(field).is_some()), "{event}");
+    }
 }

@@ -1,0 +1,130 @@
+//! A shard on a log in memory, asked as connections ask it.
+
+use super::machine::Machine;
+use super::replica::Shard;
+use crate::metrics::{Event, Registry, Snapshot};
+use crate::raft::{Group, GroupConfig, MemoryLog, RaftSettings, ReplicaId};
+use crate::server::reply::{Answer, ReplyTo};
+use gristmill_rpc::body::{Body, access, archive};
+use gristmill_rpc::frame::{FrameHeader, MessageType};
+use gristmill_rpc::ids::ShardId;
+use gristmill_rpc::ring::Ring;
+use gristmill_rpc::schema::{ArchivedWriteReply, COMMAND_SCHEMA, Command, Operation};
+use gristmill_shardexec::sync::oneshot;
+use gristmill_shardexec::time::sleep;
+use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice};
+use std::rc::Rc;
+use std::time::Duration;
+
+const SHARD: ShardId = ShardId(0);
+/// Virtual nodes of the ring: with one shard it makes no difference.
+const VNODES: u32 = 8;
+
+fn on_executor<F: Future>(future: F) -> F::Output {
+    let config = ExecutorConfig { io: IoChoice::Posix, ..ExecutorConfig::default() };
+    Executor::start(config).expect("an executor starts").block_on(future)
+}
+
+/// A shard that serves, and what it shows of itself.
+struct Running {
+    shard: Rc<Shard>,
+    group: Group,
+    registry: Registry,
+}
+
+impl Running {
+    async fn start(log: &MemoryLog) -> Running {
+        let registry = Registry::new(0);
+        let shard = Shard::new(SHARD, Machine::new(SHARD, &Ring::new(1, VNODES), &registry), &registry);
+        let replica = ReplicaId { node: 1, incarnation: 1 };
+        let config = GroupConfig { shard: SHARD, replica, settings: RaftSettings::default() };
+        let group = Group::start(config, log.clone(), shard.machine().state_machine()).expect("the log is whole");
+        shard.run(group.clone());
+        group.ready().await.expect("it serves");
+        Running { shard, group, registry }
+    }
+
+    async fn ask(&self, message: MessageType, body: Body) -> Answer {
+        let (sender, receiver) = oneshot::channel();
+        let mut header = FrameHeader::for_body(message, 1, &body);
+        (header.shard, header.schema) = (SHARD, if message == MessageType::Write { COMMAND_SCHEMA } else { 0 });
+        self.shard.serve(&header, body, None, ReplyTo::task(sender));
+        receiver.await.expect("every request is answered")
+    }
+
+    async fn write(&self, operations: Vec<Operation>) {
+        let answer = self.ask(MessageType::Write, archive(&Command { operations })).await.expect("written");
+        assert!(access::<ArchivedWriteReply>(&answer).expect("a reply").applied);
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.registry.snapshot()
+    }
+}
+
+/// Waits until something holds that other tasks are about to bring about.
+async fn until(mut holds: impl FnMut() -> bool) {
+    for _ in 0..10_000 {
+        if holds() {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    panic!("it never came to hold");
+}
+
+fn put(key: u32, ttl_ms: u64) -> Operation {
+    Operation::Put { namespace: "a".into(), key: key.to_be_bytes().to_vec(), value: vec![7; 100], ttl_ms }
+}
+
+#[test]
+fn figures_move_with_writes_and_restarts() {
+    let log = MemoryLog::new(SHARD);
+    on_executor(async {
+        let running = Running::start(&log).await;
+        for key in 0..5 {
+            running.write(vec![put(key, 0)]).await;
+        }
+        let snapshot = running.snapshot();
+        let last = running.group.metrics().last_log.expect("written").index;
+        for (name, value) in [
+            ("proposals_total", 5),
+            ("propose_batch_size", 5),
+            ("propose_latency_us", 5),
+            ("current_term", 1),
+            ("commit_index", last as i64),
+            ("applied_index", last as i64),
+            ("log_entry_count", last as i64 + 1),
+            ("peer_count", 0),
+            ("is_leader", 1),
+            ("elections_started_total", 1),
+            ("leader_changes_total", 1),
+            ("append_entries_sent_total", 0),
+        ] {
+            assert_eq!(snapshot.total(name), Some(value), "{name}");
+        }
+        assert!(snapshot.total("fencing_tokens_issued_total") >= Some(5), "one for each batch");
+        until(|| running.snapshot().events.len() == 2).await;
+        let snapshot = running.snapshot();
+        let new = Event::RecoveryFinished { shard: 0, entries: 0, duration_us: 0 };
+        assert_eq!(without_durations(&snapshot), [new, Event::LeaderElected { shard: 0, term: 1, node: 1 }]);
+        running.shard.shutdown().await;
+        assert_eq!(running.snapshot().total("is_leader"), Some(0));
+    });
+    on_executor(async {
+        let running = Running::start(&log).await;
+        until(|| !running.snapshot().events.is_empty()).await;
+        let replayed = Event::RecoveryFinished { shard: 0, entries: 7, duration_us: 0 };
+        // The founding entry, the first leader's, and five writes.
+        assert_eq!(without_durations(&running.snapshot())[0], replayed);
+        assert_eq!(running.snapshot().total("current_term"), Some(2));
+    });
+}
+
+fn without_durations(snapshot: &Snapshot) -> Vec<Event> {
+    let events = snapshot.events.iter().map(|record| match record.event.clone() {
+        Event::RecoveryFinished { shard, entries, .. } => Event::RecoveryFinished { shard, entries, duration_us: 0 },
+        other => other,
+    });
+    events.collect()
+}
