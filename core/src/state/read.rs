@@ -172,10 +172,11 @@ impl<S: Store> ShardState<S> {
         result
     }
 
-    /// A page of plain values in key order: at most `limit` and [`SCAN_ITEMS_MAX`] items and [`SCAN_BYTES_MAX`] bytes.
+    /// A page of plain values in key order: at most `limit` (0: no limit of the caller's) and [`SCAN_ITEMS_MAX`] items and
+    /// [`SCAN_BYTES_MAX`] bytes.
     pub fn scan(&self, spec: &ScanSpec, limit: u32, now_ms: u64) -> Result<ScanPage, ReadError> {
         let scope = self.namespace(&spec.namespace)?.scope;
-        let limit = limit.min(SCAN_ITEMS_MAX) as usize;
+        let limit = if limit == 0 { SCAN_ITEMS_MAX } else { limit.min(SCAN_ITEMS_MAX) } as usize;
         let direction = if spec.reverse { Direction::Reverse } else { Direction::Forward };
         let (mut page, mut bytes, mut result) = (ScanPage::default(), 0, Ok(()));
         self.store.scan(&spec.range(scope), direction, &mut |key, record| {
@@ -273,6 +274,15 @@ mod tests {
         assert_eq!((page.items.len(), page.more), (1, true), "two do not fit");
         let small = state_with(&(0..200u8).map(|n| (vec![n], vec![])).collect());
         assert_eq!(small.scan(&all(), u32::MAX, 1).expect("known").items.len(), 200);
+    }
+
+    /// The protocol's limit 0, "as many as fit", was taken for a limit of none: an empty page that said there was more, so a client that
+    /// went on page by page asked for ever.
+    #[test]
+    fn a_limit_of_0_is_none() {
+        let state = state_with(&(0..20u8).map(|n| (vec![n], vec![n])).collect());
+        let page = state.scan(&all(), 0, 1).expect("known");
+        assert_eq!((page.items.len(), page.more), (20, false));
     }
 
     #[test]
