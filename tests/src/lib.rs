@@ -1,6 +1,10 @@
 //! Harness shared by the whole-system tests: real server processes, real clients, a scratch directory each.
 #![allow(clippy::disallowed_methods, reason = "tests drive processes, files and sockets from outside the engine")]
 
+mod small_disk;
+
+pub use small_disk::SmallDisk;
+
 use gristmill_rpc::blocking::Client;
 use gristmill_rpc::client::ClientOptions;
 use std::io::{BufRead, BufReader, Read};

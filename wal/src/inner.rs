@@ -35,8 +35,12 @@ use crate::types::{GroupId, LogPosition, Lsn, SegmentId};
 use crate::waiters::{Released, Waiters};
 use crate::wal::AppendEntry;
 
+/// Share of a segment that promises of room leave when the disk is full, to entries that nobody asks for beforehand: those that a new
+/// leader writes, without which a restarted shard would not even serve reads.
+const PROMISE_RESERVE_SHARE: usize = 16;
+
 /// Share of a segment that entries leave to control records (votes, truncations, purges) when the disk is full: purges free space.
-const CONTROL_RESERVE_SHARE: usize = 16;
+const CONTROL_RESERVE_SHARE: usize = 32;
 
 /// How badly a record is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +131,8 @@ pub(crate) struct Inner {
     pub stopped: Option<WalError>,
     pub closing: bool,
     pub disk_full: bool,
+    /// Bytes of room that writers were promised for what they have not appended yet.
+    pub promised: usize,
     /// Groups whose commit position is not in the log yet.
     lazy: Vec<GroupId>,
     /// Segment of the latest batch, whose slots take the next mark.
@@ -152,6 +158,11 @@ pub(crate) struct Resume {
     pub previous: TrailerHash,
     pub told: Told,
     pub mark_sequence: u64,
+}
+
+/// What records of `bytes` may take in a segment: each batch may waste up to a block of filler and takes one for its trailer.
+fn worst_bytes(bytes: usize) -> usize {
+    bytes + (bytes / BATCH_BYTES_TARGET + 2) * 2 * BLOCK_BYTES
 }
 
 impl Inner {
@@ -184,6 +195,7 @@ impl Inner {
             stopped: None,
             closing: false,
             disk_full: false,
+            promised: 0,
             lazy: Vec::new(),
             mark_segment: resume.segment,
             mark_sequence: resume.mark_sequence,
@@ -242,9 +254,7 @@ impl Inner {
         if urgency == Urgency::Entry && pending > 0 && pending + bytes > limit {
             return Err(WalError::Backlog { pending, limit });
         }
-        // Each batch may waste up to a block of filler and takes one for its trailer.
-        let worst = bytes + (bytes / BATCH_BYTES_TARGET + 2) * 2 * BLOCK_BYTES;
-        let starved = self.disk_full && self.ready.is_empty();
+        let (worst, starved) = (worst_bytes(bytes), self.is_starved());
         let reserve = if starved && urgency == Urgency::Entry {
             self.options.segment_bytes as usize / CONTROL_RESERVE_SHARE
         } else {
@@ -260,6 +270,23 @@ impl Inner {
             // The segment in use waits for its file, and a second one cannot.
             Err(WalError::Backlog { pending, limit: self.room() })
         }
+    }
+
+    /// No segment follows the current one, and none can be made.
+    fn is_starved(&self) -> bool {
+        self.disk_full && self.ready.is_empty()
+    }
+
+    /// Promises room for entries of `bytes` in total; returns what to take off `promised` when they are appended or given up.
+    pub fn promise(&mut self, bytes: usize) -> Result<usize, WalError> {
+        self.ensure_running()?;
+        let worst = worst_bytes(bytes);
+        let reserve = self.options.segment_bytes as usize / PROMISE_RESERVE_SHARE;
+        if self.is_starved() && self.promised + worst + reserve > self.room() {
+            return Err(disk_full(&self.shape));
+        }
+        self.promised += worst;
+        Ok(worst)
     }
 
     /// Finds a group, or makes room for a new one.

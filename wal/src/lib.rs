@@ -51,4 +51,4 @@ pub use recovery::{Progress, RecoveryReport, TornTail};
 pub use state::ReplayFault;
 pub use token::{FencingToken, FencingTokenState, TokenCell, TokenError};
 pub use types::{GroupId, Home, LogId, LogNumber, LogPosition, Lsn, SegmentId, TruncatedAfter, Vote};
-pub use wal::{AppendEntry, Durable, GroupState, Wal, WalStats};
+pub use wal::{AppendEntry, Durable, GroupState, Promise, Wal, WalStats};

@@ -124,6 +124,19 @@ pub struct Durable {
     state: DurableState,
 }
 
+/// Room in a log, kept until this is dropped: see [`Wal::promise`].
+#[must_use = "the room is given back when this is dropped"]
+pub struct Promise {
+    shared: Rc<Shared>,
+    bytes: usize,
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.shared.inner.borrow_mut().promised -= self.bytes;
+    }
+}
+
 enum DurableState {
     Refused(WalError),
     Waiting(Rc<Shared>, Lsn),
@@ -390,7 +403,15 @@ impl Wal {
         Some(LogPosition { term, index })
     }
 
-    /// Whether entries of `bytes` in total would be taken now. Ask before proposing: a group's own writes come first on a full disk.
+    /// Promises room for entries of `bytes` in total, headers and padding included, that are about to be proposed: their append
+    /// will not have to wait for space on a full disk. Fails when the disk is full and what is left of the log does not hold them
+    /// beside everything else that was promised, or when the log has stopped.
+    pub fn promise(&self, bytes: usize) -> Result<Promise, WalError> {
+        let bytes = self.shared.inner.borrow_mut().promise(bytes)?;
+        Ok(Promise { shared: Rc::clone(&self.shared), bytes })
+    }
+
+    /// Whether entries of `bytes` in total would be taken now. What comes from outside asks [`Wal::promise`] before that.
     pub fn admit(&self, bytes: usize) -> Result<(), WalError> {
         self.shared.inner.borrow().admit(bytes, Urgency::Entry)
     }

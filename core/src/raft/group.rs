@@ -30,7 +30,7 @@ use gristmill_shardexec as shardexec;
 use gristmill_shardexec::sync::Notify;
 use gristmill_shardexec::time::Instant;
 use gristmill_shardexec::{Class, JoinHandle};
-use gristmill_wal::{LogPosition, WalError};
+use gristmill_wal::{LogPosition, Promise, WalError};
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, LinearizableReadError, RaftError};
 use openraft::raft::{VoteRequest, WriteResult};
 use openraft::{Raft, RaftMetrics, ReadPolicy, ServerState};
@@ -165,8 +165,8 @@ struct Inner {
     leader_changes: Cell<u64>,
     in_flight: Cell<usize>,
     bytes_in_flight: Cell<usize>,
-    /// Whether the log takes entries now.
-    check_space: Box<dyn Fn() -> Result<(), WalError>>,
+    /// Promises room in the log for so many entries of so many bytes.
+    promise: Box<dyn Fn(usize, usize) -> Result<Option<Promise>, WalError>>,
     start: Cell<Option<JoinHandle<()>>>,
 }
 
@@ -219,7 +219,7 @@ impl Group {
             leader_changes: Cell::new(0),
             in_flight: Cell::new(0),
             bytes_in_flight: Cell::new(0),
-            check_space: Box::new(move || asking.check_space()),
+            promise: Box::new(move |entries, bytes| asking.promise(entries, bytes)),
             start: Cell::new(None),
         });
         let group = Group(Rc::clone(&inner));
@@ -291,7 +291,6 @@ impl Group {
         if let Some(unready) = inner.unready() {
             return Err(unready.into());
         }
-        (inner.check_space)().map_err(refusal)?;
         let mut total = 0;
         for proposal in proposals {
             let bytes = proposal.body.len() + ENTRY_HEADER_BYTES;
@@ -306,9 +305,11 @@ impl Group {
         if !fits || (bytes > 0 && bytes + total > PROPOSAL_BYTES_IN_FLIGHT_MAX) {
             return Err(ProposeError::Busy { in_flight, bytes });
         }
+        // A proposal that the log cannot take would hold up the consensus task until the disk has space again.
+        let room = (inner.promise)(proposals.len(), total).map_err(refusal)?;
         inner.in_flight.set(in_flight + proposals.len());
         inner.bytes_in_flight.set(bytes + total);
-        Ok(InFlight { inner: Rc::clone(inner), count: proposals.len(), bytes: total })
+        Ok(InFlight { inner: Rc::clone(inner), count: proposals.len(), bytes: total, _room: room })
     }
 
     /// Whether this replica may answer a linearizable read from its state right now.
@@ -400,6 +401,7 @@ struct InFlight {
     inner: Rc<Inner>,
     count: usize,
     bytes: usize,
+    _room: Option<Promise>,
 }
 
 impl Drop for InFlight {

@@ -23,7 +23,7 @@ use gristmill_rpc::ids::ShardId;
 use gristmill_shardexec as shardexec;
 use gristmill_wal::format::record_bytes;
 use gristmill_wal::limits::{RECORD_ALIGN, RECORD_HEADER_BYTES, SEQUENCES_PER_TERM};
-use gristmill_wal::{AppendEntry, FencingToken, GroupId, LogPosition, StoredEntry, Vote, Wal, WalError};
+use gristmill_wal::{AppendEntry, FencingToken, GroupId, LogPosition, Promise, StoredEntry, Vote, Wal, WalError};
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use std::cell::{Cell, RefCell};
@@ -244,11 +244,8 @@ impl GroupLog for WalLog {
         wal.payload_bytes_max().min(wal.append_bytes_max() - RECORD_OVERHEAD_BYTES)
     }
 
-    fn check_space(&self) -> Result<(), WalError> {
-        match self.0.wal.admit(0) {
-            Err(WalError::Backlog { .. }) | Ok(()) => Ok(()),
-            Err(error) => Err(error),
-        }
+    fn promise(&self, entries: usize, bytes: usize) -> Result<Option<Promise>, WalError> {
+        self.0.wal.promise(bytes + entries * RECORD_OVERHEAD_BYTES).map(Some)
     }
 }
 

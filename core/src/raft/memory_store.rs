@@ -8,7 +8,7 @@ use super::tokens::TokenStamper;
 use super::types::{Entry, RaftLogId, RaftVote, TypeConfig, to_position};
 use gristmill_rpc::ids::ShardId;
 use gristmill_wal::limits::{ENTRY_BYTES_MAX, SEQUENCES_PER_TERM};
-use gristmill_wal::{FencingToken, WalError};
+use gristmill_wal::{FencingToken, Promise, WalError};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{LogIdOptionExt, OptionalSend};
 use std::cell::{Ref, RefCell};
@@ -99,8 +99,9 @@ impl GroupLog for MemoryLog {
         ENTRY_BYTES_MAX
     }
 
-    fn check_space(&self) -> Result<(), WalError> {
-        Ok(())
+    /// Memory has room.
+    fn promise(&self, _entries: usize, _bytes: usize) -> Result<Option<Promise>, WalError> {
+        Ok(None)
     }
 }
 

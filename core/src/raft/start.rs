@@ -14,7 +14,7 @@ use super::tokens::TokenStamper;
 use super::types::{Entry, TypeConfig};
 use gristmill_shardexec as shardexec;
 use gristmill_shardexec::time::Instant;
-use gristmill_wal::{LogPosition, WalError};
+use gristmill_wal::{LogPosition, Promise, WalError};
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use std::io;
 use std::rc::Rc;
@@ -32,8 +32,8 @@ pub(crate) trait GroupLog:
     fn release(&self, index: u64);
     /// Bytes of the largest command, header included, that the log takes.
     fn entry_bytes_max(&self) -> usize;
-    /// Whether the log takes entries at all: its disk is not full and it has not failed.
-    fn check_space(&self) -> Result<(), WalError>;
+    /// Promises room for entries whose commands take `bytes`, headers included, unless the log's disk is full or it has failed.
+    fn promise(&self, entries: usize, bytes: usize) -> Result<Option<Promise>, WalError>;
 }
 
 /// What a log durably knows of a group.

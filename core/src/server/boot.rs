@@ -64,6 +64,19 @@ pub enum BootError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A log is new, and its disk is full.
+    #[error(
+        "log {log}: disk full: a log's segment takes {segment_bytes} bytes in {directory}, and the next one as much \
+         again; free space, then start again (nothing needs to be removed)"
+    )]
+    DiskFull {
+        /// Its directory's name.
+        log: String,
+        /// Where it lies.
+        directory: PathBuf,
+        /// Bytes of one segment.
+        segment_bytes: u64,
+    },
     /// A log cannot be opened.
     #[error("log {log}: {source}")]
     Wal {
@@ -300,7 +313,12 @@ impl Boot {
         let mut logs = Vec::new();
         for log in placement.logs_of(self.core) {
             let directory: PathBuf = self.config.data_dir.join(log_dir_name(log));
-            let failed = |source| BootError::Wal { log: log_dir_name(log), source };
+            let failed = |source| match source {
+                WalError::DiskFull { dir: directory, segment_bytes } => {
+                    BootError::DiskFull { log: log_dir_name(log), directory, segment_bytes }
+                }
+                source => BootError::Wal { log: log_dir_name(log), source },
+            };
             let opened =
                 Wal::open_with_progress(&directory, log, self.config.wal.clone(), &mut tell_progress(log)).await;
             let (wal, report) = opened.map_err(failed)?;

@@ -1,6 +1,6 @@
 //! Input that is wrong: each gets an error that says what to do, and nothing else is harmed.
 
-use crate::binary;
+use crate::{binary, confine};
 use gristmill_rpc::body::archive;
 use gristmill_rpc::error::ErrorCode;
 use gristmill_rpc::frame::{FrameHeader, MessageType};
@@ -211,14 +211,37 @@ fn a_directory_that_may_not_be_written_is_named() {
 /// Containers often allow 64 KiB of locked memory: rings and buffers must fit or do without.
 #[test]
 fn little_lockable_memory_is_enough() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let dir = scratch();
-    let before = getrlimit(Resource::Memlock);
-    setrlimit(Resource::Memlock, Rlimit { current: Some(64 << 10), maximum: before.maximum })
-        .expect("lowering is allowed");
-    let server = Server::start(binary(), dir.path(), &[]);
-    setrlimit(Resource::Memlock, before).expect("back to what it was");
+    let mut command = Command::new(confine());
+    command.args(["memlock", "65536"]).arg(binary()).args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+    let server = Server::spawn({
+        command.arg(dir.path());
+        command
+    });
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.id())).expect("a process shows its limits");
+    let locked = limits.lines().find(|line| line.starts_with("Max locked memory")).expect("a limit of Linux");
+    assert!(locked.split_whitespace().any(|word| word == "65536"), "vacuous: {locked}");
     let mut client = server.client();
     client.put("a", b"k", b"v").expect("a healthy server");
     assert_eq!(client.get("a", b"k").expect("a healthy server").map(|found| found.value), Some(b"v".to_vec()));
+}
+
+/// A file of somebody else's between the segments of a store that was in use.
+#[test]
+fn a_foreign_file_in_a_log_is_named_and_left_alone() {
+    let dir = scratch();
+    let server = Server::start(binary(), dir.path(), &["--cores", "1"]);
+    server.client().put("a", b"k", b"v").expect("a healthy server");
+    server.kill();
+    let letter = dir.path().join("log-000/letter.txt");
+    std::fs::write(&letter, "dear diary").expect("writable");
+    let path = dir.path().to_str().expect("UTF-8");
+    let refused = run(binary(), &["serve", "--data-dir", path, "--listen", "127.0.0.1:0", "--cores", "1"]);
+    assert_eq!(refused.status.code(), Some(5), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("letter.txt") && stderr(&refused).contains("Move it"), "{}", stderr(&refused));
+    assert_eq!(std::fs::read_to_string(&letter).expect("readable"), "dear diary");
+    std::fs::remove_file(&letter).expect("ours");
+    let server = Server::start(binary(), dir.path(), &["--cores", "1"]);
+    let found = server.client().get("a", b"k").expect("the store is whole");
+    assert_eq!(found.map(|found| found.value), Some(b"v".to_vec()));
 }

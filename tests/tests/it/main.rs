@@ -4,6 +4,7 @@
 mod bad_input;
 mod crash;
 mod demo;
+mod full_disk;
 mod serve;
 mod tidy;
 
@@ -12,4 +13,9 @@ use std::path::Path;
 /// The binary under test, built together with the tests, so never a stale one.
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_gristmill-under-test"))
+}
+
+/// The helper that takes something away from a process: room on the disk, memory that may be locked.
+fn confine() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_gristmill-confine"))
 }
