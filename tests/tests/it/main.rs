@@ -4,6 +4,7 @@
 mod bad_input;
 mod crash;
 mod demo;
+mod frames;
 mod full_disk;
 mod serve;
 mod tidy;
