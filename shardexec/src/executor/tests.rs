@@ -7,13 +7,51 @@ use super::*;
 use crate::sync::{Notify, oneshot};
 use crate::time::{Instant, sleep, sleep_until, timeout};
 
-fn executor() -> Executor {
-    Executor::start(ExecutorConfig { io: IoChoice::Posix, ..ExecutorConfig::default() }).unwrap()
+fn executor(io: IoChoice) -> Executor {
+    Executor::start(ExecutorConfig { io, ..ExecutorConfig::default() }).unwrap()
 }
 
-#[test]
-fn tasks_run_and_give_their_values() {
-    let sum = executor().block_on(async {
+/// False, and a line on stderr, where the kernel refuses io_uring.
+fn has_uring() -> bool {
+    let started = Executor::start(ExecutorConfig { io: IoChoice::Uring, ..ExecutorConfig::default() });
+    if let Err(error) = &started {
+        eprintln!("SKIPPED on io_uring: {error}");
+    }
+    started.is_ok()
+}
+
+/// Each function becomes a test on `posix` and one on `uring`. The others run under a clock or a driver of their own.
+macro_rules! on_every_driver {
+    ($($name:ident),* $(,)?) => {
+        mod posix {
+            $(#[test] fn $name() { super::$name(super::IoChoice::Posix); })*
+        }
+        mod uring {
+            $(#[test] fn $name() {
+                if super::has_uring() {
+                    super::$name(super::IoChoice::Uring);
+                }
+            })*
+        }
+    };
+}
+
+on_every_driver!(
+    tasks_run_and_give_their_values,
+    a_panicking_task_ends_alone,
+    a_panic_while_a_task_is_dropped_is_caught_too,
+    abort_drops_the_task_at_its_next_turn,
+    a_task_may_abort_itself,
+    a_waker_kept_past_its_task_wakes_nobody,
+    another_thread_can_wake_a_parked_core,
+    timers_fire_in_order_and_never_early,
+    a_timer_fires_although_tasks_never_let_the_core_idle,
+    timeouts_give_up_and_leave_no_timer,
+    dropping_the_executor_drops_its_tasks,
+);
+
+fn tasks_run_and_give_their_values(io: IoChoice) {
+    let sum = executor(io).block_on(async {
         let tasks: Vec<_> = (0..100u64).map(|n| spawn(Class::Request, "add", async move { n * 2 })).collect();
         let mut sum = 0;
         for task in tasks {
@@ -24,9 +62,8 @@ fn tasks_run_and_give_their_values() {
     assert_eq!(sum, 9900);
 }
 
-#[test]
-fn a_panicking_task_ends_alone() {
-    let mut executor = executor();
+fn a_panicking_task_ends_alone(io: IoChoice) {
+    let mut executor = executor(io);
     executor.block_on(async {
         let bystander = spawn(Class::Request, "bystander", async {
             sleep(Duration::from_millis(1)).await;
@@ -50,15 +87,14 @@ fn a_panicking_task_ends_alone() {
     assert_eq!(executor.block_on(async { 1 }), 1);
 }
 
-#[test]
-fn a_panic_while_a_task_is_dropped_is_caught_too() {
+fn a_panic_while_a_task_is_dropped_is_caught_too(io: IoChoice) {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
             panic!("dropped");
         }
     }
-    executor().block_on(async {
+    executor(io).block_on(async {
         let task = spawn(Class::Request, "bomb", async {
             let _bomb = Bomb;
             pending::<()>().await;
@@ -77,9 +113,8 @@ impl Drop for Flag {
     }
 }
 
-#[test]
-fn abort_drops_the_task_at_its_next_turn() {
-    executor().block_on(async {
+fn abort_drops_the_task_at_its_next_turn(io: IoChoice) {
+    executor(io).block_on(async {
         let dropped = Rc::new(Cell::new(false));
         let flag = Flag(Rc::clone(&dropped));
         let task = spawn(Class::Request, "endless", async move {
@@ -94,9 +129,8 @@ fn abort_drops_the_task_at_its_next_turn() {
     });
 }
 
-#[test]
-fn a_task_may_abort_itself() {
-    executor().block_on(async {
+fn a_task_may_abort_itself(io: IoChoice) {
+    executor(io).block_on(async {
         let handle: Rc<RefCell<Option<JoinHandle<()>>>> = Rc::default();
         let own = Rc::clone(&handle);
         let task = spawn(Class::Request, "self", async move {
@@ -115,9 +149,8 @@ fn a_task_may_abort_itself() {
     });
 }
 
-#[test]
-fn a_waker_kept_past_its_task_wakes_nobody() {
-    executor().block_on(async {
+fn a_waker_kept_past_its_task_wakes_nobody(io: IoChoice) {
+    executor(io).block_on(async {
         let kept: Rc<Cell<Option<Waker>>> = Rc::default();
         let keep = Rc::clone(&kept);
         spawn(
@@ -149,10 +182,9 @@ fn a_waker_kept_past_its_task_wakes_nobody() {
     });
 }
 
-#[test]
 #[expect(clippy::disallowed_methods, reason = "the test is about a wake-up from a foreign thread")]
-fn another_thread_can_wake_a_parked_core() {
-    let mut executor = executor();
+fn another_thread_can_wake_a_parked_core(io: IoChoice) {
+    let mut executor = executor(io);
     for _ in 0..50 {
         let (to_thread, from_task) = std::sync::mpsc::channel::<Waker>();
         let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -180,9 +212,8 @@ fn another_thread_can_wake_a_parked_core() {
     }
 }
 
-#[test]
-fn timers_fire_in_order_and_never_early() {
-    executor().block_on(async {
+fn timers_fire_in_order_and_never_early(io: IoChoice) {
+    executor(io).block_on(async {
         let fired: Rc<RefCell<Vec<u64>>> = Rc::default();
         let began = Instant::now();
         let tasks: Vec<_> = [5u64, 1, 3, 2, 4]
@@ -205,9 +236,8 @@ fn timers_fire_in_order_and_never_early() {
     });
 }
 
-#[test]
-fn a_timer_fires_although_tasks_never_let_the_core_idle() {
-    executor().block_on(async {
+fn a_timer_fires_although_tasks_never_let_the_core_idle(io: IoChoice) {
+    executor(io).block_on(async {
         let stop = Rc::new(Cell::new(false));
         for class in Class::ALL {
             let stop = Rc::clone(&stop);
@@ -222,9 +252,8 @@ fn a_timer_fires_although_tasks_never_let_the_core_idle() {
     });
 }
 
-#[test]
-fn timeouts_give_up_and_leave_no_timer() {
-    executor().block_on(async {
+fn timeouts_give_up_and_leave_no_timer(io: IoChoice) {
+    executor(io).block_on(async {
         assert!(timeout(Duration::from_millis(1), pending::<()>()).await.is_err());
         assert_eq!(timeout(Duration::from_hours(1), async { 5 }).await, Ok(5));
         assert_eq!(timeout(Duration::ZERO, async { 5 }).await, Ok(5), "a ready future wins");
@@ -428,9 +457,8 @@ fn executors_take_turns_on_one_thread() {
     }
 }
 
-#[test]
-fn dropping_the_executor_drops_its_tasks() {
-    let mut executor = executor();
+fn dropping_the_executor_drops_its_tasks(io: IoChoice) {
+    let mut executor = executor(io);
     let (sender, mut receiver) = oneshot::channel::<()>();
     let task = executor.spawn(Class::Request, "holds", async move {
         let _sender = sender;
