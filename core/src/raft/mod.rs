@@ -37,6 +37,6 @@ pub use group::{
 pub use log_store::{WalLog, WalLogOptions};
 pub use memory_store::MemoryLog;
 pub use start::{LogSummary, Quarantine, RestartGuard, check_start};
-pub use state_machine::{APPLY_BATCH_MAX, ApplyError, Committed, StateMachine};
+pub use state_machine::{APPLY_BATCH_BYTES_MAX, APPLY_BATCH_MAX, ApplyError, Committed, Room, StateMachine};
 pub use tokens::TokenError;
 pub use types::{Context, OUTCOME_INLINE_BYTES, Outcome, Proposal, ReplicaId};

@@ -9,7 +9,7 @@
 //! openraft itself would "clean the hole" when the state is ahead of the log: purge, forget and vote. That replica has lost
 //! entries that it acknowledged, so its vote could undo a commit. The check below is what keeps it out.
 
-use super::state_machine::{Applier, ApplyError};
+use super::state_machine::{APPLY_BATCH_BYTES_MAX, APPLY_BATCH_MAX, Applier, ApplyError, command_bytes};
 use super::tokens::TokenStamper;
 use super::types::{Entry, TypeConfig};
 use gristmill_shardexec as shardexec;
@@ -169,7 +169,8 @@ pub(crate) async fn replay<L: GroupLog>(
         if entries.first().is_none_or(|first| first.log_id.index != next) {
             return Err(ReplayError::Missing { index: next, upto: committed.index });
         }
-        for batch in entries.chunks(super::state_machine::APPLY_BATCH_MAX) {
+        for batch in batches(&entries) {
+            applier.admit().await;
             applier.apply_batch(batch)?;
             shardexec::yield_if_spent().await;
         }
@@ -177,6 +178,21 @@ pub(crate) async fn replay<L: GroupLog>(
         assert!(next <= end, "a read returns no more than was asked for");
     }
     Ok(())
+}
+
+/// Entries in the batches that a state machine takes.
+fn batches(mut entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += command_bytes(entry);
+            bytes <= APPLY_BATCH_BYTES_MAX
+        };
+        let count = entries.iter().take(APPLY_BATCH_MAX).take_while(fits).count().max(1);
+        let (batch, rest) = entries.split_at_checked(count)?;
+        entries = rest;
+        Some(batch)
+    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Between openraft's stream of committed entries and our batched [`StateMachine`].
 //!
 //! ```text
-//!  committed entries ──> gather what is ready, up to APPLY_BATCH_MAX ──> StateMachine::apply(batch) ──> outcomes
+//!  committed entries ──> gather what is ready, up to APPLY_BATCH_MAX ──> room? ──> StateMachine::apply(batch) ──> outcomes
 //!                                                                                                          │
 //!  client <── responder, one per entry that was proposed here, called after its batch <────────────────────┘
 //! ```
@@ -20,11 +20,16 @@ use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 
 /// Entries that one call of [`StateMachine::apply`] gets at the most. Between calls the core may turn to others.
 pub const APPLY_BATCH_MAX: usize = 512;
+/// Bytes of commands that one call of [`StateMachine::apply`] gets, unless one command alone has more: what the state machine
+/// may grow by between two looks at its [`StateMachine::room`].
+pub const APPLY_BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// An entry that is committed and must be applied now.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +59,16 @@ pub trait StateMachine {
     ///
     /// What depends on the command alone (a failed precondition, a bad value) is an outcome. An error stops the replica.
     fn apply(&mut self, batch: &[Committed<'_>], out: &mut Vec<Outcome>) -> Result<(), ApplyError>;
+
+    /// What to wait for before the next batch, where the state machine has to catch up with itself first; `None` when there is
+    /// room now. Live traffic may be held back earlier, a replay only here.
+    fn room(&self) -> Option<Room> {
+        None
+    }
 }
+
+/// Resolves once a state machine has room for another batch.
+pub type Room = Pin<Box<dyn Future<Output = ()>>>;
 
 /// What the rest of the group may know of the state machine at any time.
 #[derive(Default)]
@@ -103,6 +117,15 @@ impl Applier {
         Rc::clone(&self.progress)
     }
 
+    /// Waits until the state machine has room for another batch.
+    pub(crate) async fn admit(&self) {
+        // Not in one expression: the machine must not stay borrowed while this waits.
+        let room = self.machine.borrow().application.room();
+        if let Some(room) = room {
+            room.await;
+        }
+    }
+
     /// Applies one batch; its outcomes stand in `Machine::outcomes` afterwards.
     pub(crate) fn apply_batch(&self, entries: &[Entry]) -> Result<(), ApplyError> {
         let Some(last) = entries.last() else { return Ok(()) };
@@ -133,6 +156,7 @@ impl Applier {
     }
 
     async fn apply_and_answer(&self, entries: &mut Vec<Entry>, responders: &mut Responders) -> io::Result<()> {
+        self.admit().await;
         self.apply_batch(entries).map_err(io::Error::other)?;
         entries.clear();
         {
@@ -158,6 +182,14 @@ fn committed(entry: &Entry) -> Committed<'_> {
     Committed { position: entry.position(), command }
 }
 
+/// Bytes of an entry's command.
+pub(crate) fn command_bytes(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => proposal.body.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
 fn voters(membership: &RaftMembership) -> usize {
     membership.voter_ids().count()
 }
@@ -178,8 +210,14 @@ impl RaftStateMachine<TypeConfig> for Applier {
         let mut entries = Vec::new();
         let mut responders = Vec::new();
         while let Some(chunk) = ready.next().await {
+            let mut bytes = 0;
             for item in chunk {
                 let (entry, responder) = item?;
+                bytes += command_bytes(&entry);
+                if bytes > APPLY_BATCH_BYTES_MAX && !entries.is_empty() {
+                    self.apply_and_answer(&mut entries, &mut responders).await?;
+                    bytes = command_bytes(&entry);
+                }
                 entries.push(entry);
                 responders.push(responder);
             }

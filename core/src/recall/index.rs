@@ -53,6 +53,8 @@ pub struct RecallStats {
     pub text_jobs: u64,
     /// Bytes of memory: text heads.
     pub text_head_bytes: u64,
+    /// The most bytes that the text heads held together, ever.
+    pub text_heads_bytes_max: u64,
     /// Bytes of memory: text segments.
     pub text_segment_bytes: u64,
     /// Bytes of memory: vectors and their codes.
@@ -87,7 +89,18 @@ pub(super) struct State {
     /// Where it is now.
     building: Option<NamespaceId>,
     heads_bytes: usize,
+    heads_bytes_highest: usize,
+    limits: HeadLimits,
+    /// The builder has given up: nobody makes room any more.
+    unmaintained: bool,
     jobs: u64,
+}
+
+/// The limits in force: the named constants, or smaller ones in tests.
+#[derive(Clone, Copy)]
+struct HeadLimits {
+    soft: usize,
+    max: usize,
 }
 
 impl Default for State {
@@ -101,6 +114,9 @@ impl Default for State {
             last_built: None,
             building: None,
             heads_bytes: 0,
+            heads_bytes_highest: 0,
+            limits: HeadLimits { soft: HEADS_BYTES_SOFT, max: HEADS_BYTES_MAX },
+            unmaintained: false,
             jobs: 0,
         }
     }
@@ -117,7 +133,7 @@ impl IndexSink for RecallIndex {
         let (IndexEvent::PutGrain { version, .. } | IndexEvent::DeleteGrain { version, .. }) = event;
         assert!(state.applied <= version, "changes come in log order");
         state.applied = version;
-        let over_soft = state.heads_bytes > HEADS_BYTES_SOFT && state.heads_bytes > heads_before;
+        let over_soft = state.heads_bytes > state.limits.soft && state.heads_bytes > heads_before;
         if over_soft || state.due.contains(&namespace) {
             drop(state);
             self.shared.work.notify_one();
@@ -131,15 +147,30 @@ impl RecallIndex {
         RecallIndex::default()
     }
 
+    /// An index of nothing whose heads may hold less.
+    #[cfg(test)]
+    pub(crate) fn with_head_limits(soft: usize, max: usize) -> RecallIndex {
+        let index = RecallIndex::default();
+        index.state_mut().limits = HeadLimits { soft, max };
+        index
+    }
+
     /// The log index up to which it followed. (Entries that touch no grain leave it as it is.)
     pub fn applied(&self) -> Version {
         self.state().applied
     }
 
-    /// Waits until there is room for more writes. Whoever applies calls it before each batch: it returns at once unless
-    /// the builder is far behind. Needs [`Self::maintain`] to be running.
+    /// Whether there is room for more writes: always, unless the builder is far behind.
+    pub fn has_room(&self) -> bool {
+        let state = self.state();
+        state.heads_bytes <= state.limits.max || state.unmaintained
+    }
+
+    /// Waits until there is room for more writes. Whoever applies calls it before each batch: so heads pass
+    /// [`HEADS_BYTES_MAX`] by what one batch brings at the most. Needs [`Self::maintain`] to be running; where that has
+    /// failed it does not wait, for the shard is about to stop.
     pub async fn admit(&self) {
-        while self.state().heads_bytes > HEADS_BYTES_MAX {
+        while !self.has_room() {
             self.shared.relief.notified().await;
         }
     }
@@ -150,9 +181,14 @@ impl RecallIndex {
         assert!(self.state().building.is_none(), "one builder a shard");
         loop {
             let due = self.state_mut().next_due();
-            match due {
-                Some(namespace) => self.build(namespace).await?,
-                None => self.shared.work.notified().await,
+            let Some(namespace) = due else {
+                self.shared.work.notified().await;
+                continue;
+            };
+            if let Err(error) = self.build(namespace).await {
+                self.state_mut().unmaintained = true;
+                self.shared.relief.notify_waiters();
+                return Err(error);
             }
         }
     }
@@ -187,7 +223,11 @@ impl RecallIndex {
     /// What it holds. Looks at every namespace.
     pub fn stats(&self) -> RecallStats {
         let state = self.state();
-        let mut stats = RecallStats { text_jobs: state.jobs, ..RecallStats::default() };
+        let mut stats = RecallStats {
+            text_jobs: state.jobs,
+            text_heads_bytes_max: state.heads_bytes_highest as u64,
+            ..RecallStats::default()
+        };
         for indexes in state.namespaces.values() {
             stats.grains += indexes.roster.len() as u64;
             stats.texts += indexes.text.statistics().docs;
@@ -252,6 +292,7 @@ impl State {
         let head_before = indexes.text.head_memory();
         change(indexes, &mut self.analyzer, self.kernel);
         self.heads_bytes = self.heads_bytes - head_before + indexes.text.head_memory();
+        self.heads_bytes_highest = self.heads_bytes_highest.max(self.heads_bytes);
         if indexes.text.is_due() {
             self.due.insert(namespace);
         }
@@ -274,7 +315,7 @@ impl State {
             (self.last_built, self.building) = (Some(next), Some(next));
             return Some(next);
         }
-        if self.heads_bytes <= HEADS_BYTES_SOFT {
+        if self.heads_bytes <= self.limits.soft {
             return None;
         }
         let by_head = |(_, indexes): &(&NamespaceId, &Namespace)| indexes.text.head_memory();
@@ -286,6 +327,6 @@ impl State {
     }
 
     fn is_settled(&self) -> bool {
-        self.due.is_empty() && self.building.is_none() && self.heads_bytes <= HEADS_BYTES_SOFT
+        self.due.is_empty() && self.building.is_none() && self.heads_bytes <= self.limits.soft
     }
 }

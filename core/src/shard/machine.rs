@@ -6,11 +6,11 @@
 //!   reads ─► ReplicaState          recall ─► RecallIndex, in slices, then the grains from the state
 //! ```
 //!
-//! Invariants: indexes follow inside the same apply, so a recall sees whatever was answered before it; nothing holds the
+//! Invariants: the heads of the indexes are bounded, also in a replay, because apply waits for them; indexes follow inside the same apply, so a recall sees whatever was answered before it; nothing holds the
 //! borrow of the state across an await.
 
 use crate::metrics::Registry;
-use crate::raft::{Outcome, StateMachine};
+use crate::raft::{ApplyError, Committed, Outcome, Room, StateMachine};
 use crate::recall::{MaintainError, RecallIndex, RecallSpec, RecallStats, StateView};
 use crate::relation::RelationKeys;
 use crate::state::apply::{ApplyStats, Hooks, ShardState};
@@ -28,6 +28,7 @@ use gristmill_rpc::schema::{
     ArchivedGetGrainRequest, ArchivedGetRequest, ArchivedRecallRequest, ArchivedScanRequest, ErrorReply, GetGrainReply,
     GetReply, RecallReply, ScanReply, Versioned, WriteReply,
 };
+use gristmill_wal::LogPosition;
 use std::convert::Infallible;
 
 /// State and indexes of one shard. A clone is the same machine.
@@ -48,7 +49,11 @@ pub(crate) struct Counts {
 impl Machine {
     /// An empty machine: the state is rebuilt from the log.
     pub(crate) fn new(shard: ShardId, ring: &Ring, registry: &Registry) -> Machine {
-        let index = RecallIndex::new();
+        Machine::over(RecallIndex::new(), shard, ring, registry)
+    }
+
+    /// The same over an empty index of the caller's.
+    pub(super) fn over(index: RecallIndex, shard: ShardId, ring: &Ring, registry: &Registry) -> Machine {
         let hooks = Hooks { index: Box::new(index.clone()), derived: Box::new(RelationKeys) };
         let owned = OwnedRanges::of_ring(ring, shard);
         let state = ShardState::create(shard, &owned, MemoryStore::new(), hooks)
@@ -60,7 +65,7 @@ impl Machine {
 
     /// What consensus applies to.
     pub(crate) fn state_machine(&self) -> Box<dyn StateMachine> {
-        Box::new(self.state.clone())
+        Box::new(Driven { state: self.state.clone(), index: self.index.clone() })
     }
 
     /// The reply that an outcome stands for.
@@ -149,6 +154,30 @@ impl Machine {
     /// Bytes of memory of the state, indexes apart.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.state.read().memory_bytes()
+    }
+}
+
+/// What consensus drives: the state, held back by the indexes that follow it.
+struct Driven {
+    state: ReplicaState,
+    index: RecallIndex,
+}
+
+impl StateMachine for Driven {
+    fn applied(&self) -> Option<LogPosition> {
+        self.state.applied()
+    }
+
+    fn apply(&mut self, batch: &[Committed<'_>], out: &mut Vec<Outcome>) -> Result<(), ApplyError> {
+        self.state.apply(batch, out)
+    }
+
+    fn room(&self) -> Option<Room> {
+        if self.index.has_room() {
+            return None;
+        }
+        let index = self.index.clone();
+        Some(Box::pin(async move { index.admit().await }))
     }
 }
 

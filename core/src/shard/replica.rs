@@ -447,6 +447,7 @@ fn index_json(stats: &RecallStats) -> Value {
         "text_segments": stats.text_segments,
         "vectors": stats.vectors,
         "vectors_refused": stats.vectors_refused,
+        "text_heads_bytes_max": stats.text_heads_bytes_max,
         "memory_bytes": stats.text_head_bytes + stats.text_segment_bytes + stats.vector_bytes + stats.roster_bytes,
     })
 }

@@ -3,11 +3,12 @@
 use super::machine::Machine;
 use super::replica::Shard;
 use crate::metrics::{Event, Registry, Snapshot};
-use crate::raft::{Group, GroupConfig, MemoryLog, RaftSettings, ReplicaId};
+use crate::raft::{APPLY_BATCH_MAX, Group, GroupConfig, MemoryLog, RaftSettings, ReplicaId};
+use crate::recall::RecallIndex;
 use crate::server::reply::{Answer, ReplyTo};
 use gristmill_rpc::body::{Body, access, archive};
 use gristmill_rpc::frame::{FrameHeader, MessageType};
-use gristmill_rpc::ids::ShardId;
+use gristmill_rpc::ids::{GrainId, ShardId};
 use gristmill_rpc::ring::Ring;
 use gristmill_rpc::schema::{ArchivedWriteReply, COMMAND_SCHEMA, Command, Operation};
 use gristmill_shardexec::sync::oneshot;
@@ -34,8 +35,13 @@ struct Running {
 
 impl Running {
     async fn start(log: &MemoryLog) -> Running {
+        Running::start_with(log, RecallIndex::new()).await
+    }
+
+    async fn start_with(log: &MemoryLog, index: RecallIndex) -> Running {
         let registry = Registry::new(0);
-        let shard = Shard::new(SHARD, Machine::new(SHARD, &Ring::new(1, VNODES), &registry), &registry);
+        let machine = Machine::over(index, SHARD, &Ring::new(1, VNODES), &registry);
+        let shard = Shard::new(SHARD, machine, &registry);
         let replica = ReplicaId { node: 1, incarnation: 1 };
         let config = GroupConfig { shard: SHARD, replica, settings: RaftSettings::default() };
         let group = Group::start(config, log.clone(), shard.machine().state_machine()).expect("the log is whole");
@@ -45,11 +51,15 @@ impl Running {
     }
 
     async fn ask(&self, message: MessageType, body: Body) -> Answer {
+        self.submit(message, body).await.expect("every request is answered")
+    }
+
+    fn submit(&self, message: MessageType, body: Body) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
         let mut header = FrameHeader::for_body(message, 1, &body);
         (header.shard, header.schema) = (SHARD, if message == MessageType::Write { COMMAND_SCHEMA } else { 0 });
         self.shard.serve(&header, body, None, ReplyTo::task(sender));
-        receiver.await.expect("every request is answered")
+        receiver
     }
 
     async fn write(&self, operations: Vec<Operation>) {
@@ -127,4 +137,50 @@ fn without_durations(snapshot: &Snapshot) -> Vec<Event> {
         other => other,
     });
     events.collect()
+}
+
+/// A text of words that few others have.
+fn text_of(number: u32) -> String {
+    let words: Vec<_> = (0..40).map(|word| format!("w{}", (number * 40 + word) % 50_021)).collect();
+    words.join(" ")
+}
+
+/// In a replay nobody waits before proposing: with no wait in apply, the heads grew with the log.
+#[test]
+fn a_replay_keeps_the_bound_of_the_text_heads() {
+    const GRAINS: u32 = 6000;
+    const SOFT: usize = 256 << 10;
+    const MAX: usize = 1 << 20;
+    let log = MemoryLog::new(SHARD);
+    let fill = async |running: &Running| {
+        let operations = (0..GRAINS).map(|number| {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            let mut grain = crate::state::testing::grain("a", 0, "subject", None);
+            (grain.id, grain.text) = (GrainId(id), Some(text_of(number)));
+            Operation::PutGrain { grain }
+        });
+        let mut answers = Vec::new();
+        for operation in operations {
+            let body = archive(&Command { operations: vec![operation] });
+            answers.push(running.submit(MessageType::Write, body));
+        }
+        for answer in answers {
+            answer.await.expect("answered").expect("written");
+        }
+    };
+    let unbounded = on_executor(async {
+        let running = Running::start(&log).await;
+        fill(&running).await;
+        running.shard.machine().index_stats().text_heads_bytes_max
+    });
+    on_executor(async {
+        let running = Running::start_with(&log, RecallIndex::with_head_limits(SOFT, MAX)).await;
+        let stats = running.shard.machine().index_stats();
+        assert_eq!(stats.texts, u64::from(GRAINS));
+        // Without the bound the builder falls behind so far that nearly all texts lie in heads.
+        let of_a_batch = unbounded * APPLY_BATCH_MAX as u64 / u64::from(GRAINS);
+        assert!(stats.text_heads_bytes_max > MAX as u64, "vacuous: the bound was never reached: {stats:?}");
+        assert!(stats.text_heads_bytes_max <= MAX as u64 + 2 * of_a_batch, "{stats:?}");
+    });
 }

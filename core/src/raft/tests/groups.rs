@@ -157,3 +157,23 @@ fn a_log_that_lost_entries_is_refused_and_left_alone() {
         assert_eq!(untouched, LogSummary::default(), "no vote, no purge");
     });
 }
+
+/// Live and in a replay: a state machine looks at its room after so many bytes at the latest.
+#[test]
+fn batches_of_large_commands_are_cut() {
+    on_executor(async {
+        let log = MemoryLog::new(config().shard);
+        let large = vec![7; APPLY_BATCH_BYTES_MAX / 2];
+        for life in 0..2 {
+            let journal = SharedJournal::default();
+            let group = ready(&log, &journal).await;
+            if life == 0 {
+                let results = group.propose_many(vec![proposal(&large); 7]).await;
+                assert!(results.iter().all(Result::is_ok));
+            }
+            let journal = journal.0.borrow();
+            assert_eq!(journal.commands.len(), 7);
+            assert!(journal.batches.iter().all(|entries| *entries <= 4), "two commands and what has no bytes");
+        }
+    });
+}
