@@ -18,7 +18,7 @@ use crate::state::hlc::Hlc;
 use crate::state::memory::MemoryStore;
 use crate::state::outcome::WriteOutcome;
 use crate::state::ranges::OwnedRanges;
-use crate::state::read::{ReadError, ScanSpec};
+use crate::state::read::{ReadError, ScanRun, ScanSpec};
 use crate::state::replica::ReplicaState;
 use gristmill_rpc::body::{Body, access};
 use gristmill_rpc::error::{ErrorCode, Rejection};
@@ -26,7 +26,7 @@ use gristmill_rpc::ids::{GrainId, ShardId, Version};
 use gristmill_rpc::ring::Ring;
 use gristmill_rpc::schema::{
     ArchivedGetGrainRequest, ArchivedGetRequest, ArchivedRecallRequest, ArchivedScanRequest, ErrorReply, GetGrainReply,
-    GetReply, RecallReply, ScanReply, Versioned, WriteReply,
+    GetReply, RecallReply, Versioned, WriteReply,
 };
 use gristmill_wal::LogPosition;
 use std::convert::Infallible;
@@ -90,17 +90,9 @@ impl Machine {
         })
     }
 
-    pub(crate) fn scan(&self, request: &ArchivedScanRequest, now_ms: u64) -> Result<ScanReply, Rejection> {
-        let spec = ScanSpec {
-            namespace: request.namespace.as_str().to_owned(),
-            start: request.start.to_vec(),
-            end: request.end.to_vec(),
-            prefix: request.prefix.to_vec(),
-            reverse: request.reverse,
-        };
-        let page = self.state.read().scan(&spec, request.limit.to_native(), now_ms);
-        let page = page.map_err(|error| read_rejection(&error))?;
-        Ok(ScanReply { items: page.items, more: page.more })
+    /// A step of a scan; true once its page is complete.
+    pub(crate) fn scan_step(&self, run: &mut ScanRun, now_ms: u64) -> Result<bool, Rejection> {
+        run.step(&self.state.read(), now_ms).map_err(|error| read_rejection(&error))
     }
 
     /// Finds the best grains. Yields between slices of the legs.
@@ -187,6 +179,18 @@ impl StateView for Machine {
     fn read<T>(&self, look: impl FnOnce(&ShardState<MemoryStore>) -> T) -> T {
         look(&self.state.read())
     }
+}
+
+/// What a request asks to be scanned.
+pub(crate) fn scan_of(request: &ArchivedScanRequest) -> ScanRun {
+    let spec = ScanSpec {
+        namespace: request.namespace.as_str().to_owned(),
+        start: request.start.to_vec(),
+        end: request.end.to_vec(),
+        prefix: request.prefix.to_vec(),
+        reverse: request.reverse,
+    };
+    ScanRun::new(spec, request.limit.to_native())
 }
 
 fn read_rejection(error: &ReadError) -> Rejection {

@@ -3,8 +3,8 @@
 //! ```text
 //!   serve ─┬─ write ─► queue ─► proposer: one batch at a time is gathered while earlier ones are in flight
 //!          │                       └─► Group::propose_many ─► outcomes ─► answers
-//!          ├─ get, scan ─► permission to read ─► state ─► answer, at once
-//!          └─ recall ─► permission ─► a task that yields between slices ─► answer
+//!          ├─ get, short scan ─► permission to read ─► state ─► answer, at once
+//!          └─ long scan, recall ─► permission ─► a task that yields between slices ─► answer
 //! ```
 //!
 //! Invariants
@@ -13,7 +13,7 @@
 //! - Nothing is served before the shard's log is replayed: `Recovering`, retriable.
 
 use super::figures::{ShardMetrics, observe_group};
-use super::machine::{Counts, Machine};
+use super::machine::{Counts, Machine, scan_of};
 use super::wall_ms;
 use super::watch::watch;
 use crate::metrics::{Event, Registry};
@@ -22,20 +22,25 @@ use crate::recall::RecallStats;
 use crate::server::reply::{Answer, ReplyTo};
 use crate::state::envelope::{Codec, EntryFlags, EntryHeader, NONCE_BYTES};
 use crate::state::hlc::{Hlc, HlcClock};
+use crate::state::read::ScanRun;
 use gristmill_rpc::body::{Body, archive};
 use gristmill_rpc::error::{ErrorCode, Rejection};
 use gristmill_rpc::frame::FrameHeader;
 use gristmill_rpc::ids::ShardId;
+use gristmill_rpc::schema::ScanReply;
 use gristmill_rpc::validate::{self, RequestRef};
+use gristmill_shardexec::sync::semaphore::Permit;
 use gristmill_shardexec::sync::{Notify, Semaphore};
 use gristmill_shardexec::time::Instant;
-use gristmill_shardexec::{Class, spawn};
+use gristmill_shardexec::{Class, spawn, yield_if_spent};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+/// Long scans that run at once, each of which gathers a page; further ones wait.
+const SCANS_MAX: usize = 16;
 /// Writes that wait for the proposer.
 pub(crate) const QUEUE_MAX: usize = 16 << 10;
 /// Bytes of the bodies of writes that wait for the proposer.
@@ -61,6 +66,7 @@ pub(crate) struct Shard {
     queue: RefCell<Queue>,
     queued: Notify,
     in_flight: Semaphore,
+    scans: Semaphore,
     clock: RefCell<HlcClock>,
     refused: Cell<u64>,
     metrics: ShardMetrics,
@@ -122,6 +128,7 @@ impl Shard {
             queue: RefCell::default(),
             queued: Notify::new(),
             in_flight: Semaphore::new(BATCHES_IN_FLIGHT_MAX),
+            scans: Semaphore::new(SCANS_MAX),
             clock: RefCell::new(HlcClock::starting_after(Hlc::ZERO)),
             refused: Cell::new(0),
             metrics: ShardMetrics::register(registry, id),
@@ -178,6 +185,10 @@ impl Shard {
                 self.recall(body, reply);
                 return;
             }
+            Ok(RequestRef::Scan(scan)) => {
+                self.scan(scan_of(scan), reply);
+                return;
+            }
             Ok(request) => self.read(&request),
             Err(rejection) => Err(rejection),
         };
@@ -186,22 +197,55 @@ impl Shard {
 
     /// Answers a read from the state.
     fn read(&self, request: &RequestRef<'_>) -> Answer {
-        self.group()?.read_permission().map_err(|error| self.read_rejection(&error))?;
+        self.permit_read()?;
         let now_ms = wall_ms();
         match request {
             RequestRef::Get(get) => Ok(archive(&self.machine.get(get, now_ms)?)),
             RequestRef::GetGrain(get) => Ok(archive(&self.machine.get_grain(get)?)),
-            RequestRef::Scan(scan) => Ok(archive(&self.machine.scan(scan, now_ms)?)),
-            RequestRef::Write(_) | RequestRef::Recall(_) | RequestRef::Status(_) => {
+            RequestRef::Write(_) | RequestRef::Scan(_) | RequestRef::Recall(_) | RequestRef::Status(_) => {
                 unreachable!("served elsewhere")
             }
         }
     }
 
+    fn permit_read(&self) -> Result<(), Rejection> {
+        self.group()?.read_permission().map_err(|error| self.read_rejection(&error))
+    }
+
+    /// A short scan is answered at once; a long one goes on as a task, of which [`SCANS_MAX`] run at once.
+    fn scan(self: &Rc<Self>, mut run: ScanRun, reply: ReplyTo) {
+        let complete = self.permit_read().and_then(|()| self.machine.scan_step(&mut run, wall_ms()));
+        if let Ok(false) = complete {
+            let permit = self.scans.try_acquire();
+            if permit.is_none() {
+                // It holds nothing while it waits.
+                run.restart();
+            }
+            spawn(Class::Request, "scan", Rc::clone(self).go_on_scanning(run, permit, reply));
+            return;
+        }
+        reply.answer(complete.map(|_| page_of(run)));
+    }
+
+    async fn go_on_scanning(self: Rc<Self>, mut run: ScanRun, permit: Option<Permit>, reply: ReplyTo) {
+        let _permit = match permit {
+            Some(permit) => Ok(permit),
+            None => self.scans.acquire().await,
+        };
+        let complete = loop {
+            yield_if_spent().await;
+            match self.machine.scan_step(&mut run, wall_ms()) {
+                Ok(false) => {}
+                complete => break complete,
+            }
+        };
+        // To archive a large page is a step of its own.
+        yield_if_spent().await;
+        reply.answer(complete.map(|_| page_of(run)));
+    }
+
     fn recall(self: &Rc<Self>, body: Body, reply: ReplyTo) {
-        let permitted =
-            self.group().and_then(|group| group.read_permission().map_err(|error| self.read_rejection(&error)));
-        if let Err(rejection) = permitted {
+        if let Err(rejection) = self.permit_read() {
             reply.answer(Err(rejection));
             return;
         }
@@ -450,6 +494,11 @@ fn index_json(stats: &RecallStats) -> Value {
         "text_heads_bytes_max": stats.text_heads_bytes_max,
         "memory_bytes": stats.text_head_bytes + stats.text_segment_bytes + stats.vector_bytes + stats.roster_bytes,
     })
+}
+
+fn page_of(run: ScanRun) -> Body {
+    let page = run.into_page();
+    archive(&ScanReply { items: page.items, more: page.more })
 }
 
 fn stop_code(reason: &StopReason) -> ErrorCode {

@@ -10,10 +10,10 @@ use gristmill_rpc::body::{Body, access, archive};
 use gristmill_rpc::frame::{FrameHeader, MessageType};
 use gristmill_rpc::ids::{GrainId, ShardId};
 use gristmill_rpc::ring::Ring;
-use gristmill_rpc::schema::{ArchivedWriteReply, COMMAND_SCHEMA, Command, Operation};
+use gristmill_rpc::schema::{ArchivedScanReply, ArchivedWriteReply, COMMAND_SCHEMA, Command, Operation, ScanRequest};
 use gristmill_shardexec::sync::oneshot;
 use gristmill_shardexec::time::sleep;
-use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice};
+use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice, executor_stats};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -137,6 +137,41 @@ fn without_durations(snapshot: &Snapshot) -> Vec<Event> {
         other => other,
     });
     events.collect()
+}
+
+/// The keys of a page, and whether there is more.
+async fn page(running: &Running, limit: u32, reverse: bool) -> (Vec<u32>, bool) {
+    let (start, end, prefix) = (Vec::new(), Vec::new(), Vec::new());
+    let request = ScanRequest { namespace: "a".into(), start, end, prefix, limit, reverse };
+    let answer = running.ask(MessageType::Scan, archive(&request)).await.expect("scanned");
+    let reply = access::<ArchivedScanReply>(&answer).expect("a reply");
+    let keys = reply.items.iter().map(|item| u32::from_be_bytes(item.key.as_slice().try_into().expect("four bytes")));
+    (keys.collect(), reply.more)
+}
+
+/// Long scans are tasks that take turns; short ones are answered at once.
+#[test]
+fn scans_of_any_length_are_answered_in_whole() {
+    const KEYS: u32 = 3000;
+    on_executor(async {
+        let running = Running::start(&MemoryLog::new(SHARD)).await;
+        running.write((0..KEYS).map(|key| put(key, 0)).collect()).await;
+        assert_eq!(page(&running, 0, false).await, ((0..KEYS).collect(), false));
+        assert_eq!(page(&running, 2000, true).await, ((1000..KEYS).rev().collect(), true));
+        let tasks = executor_stats().tasks_alive;
+        let request = |limit| {
+            let (start, end, prefix) = (Vec::new(), Vec::new(), Vec::new());
+            archive(&ScanRequest { namespace: "a".into(), start, end, prefix, limit, reverse: false })
+        };
+        let short = running.submit(MessageType::Scan, request(100));
+        assert_eq!(executor_stats().tasks_alive, tasks, "a short scan needs no task");
+        let long: Vec<_> = (0..50).map(|_| running.submit(MessageType::Scan, request(0))).collect();
+        assert_eq!(executor_stats().tasks_alive, tasks + 50, "none was done on the spot");
+        for (answer, length) in long.into_iter().map(|answer| (answer, KEYS)).chain([(short, 100)]) {
+            let answer = answer.await.expect("answered").expect("scanned");
+            assert_eq!(access::<ArchivedScanReply>(&answer).expect("a reply").items.len(), length as usize);
+        }
+    });
 }
 
 /// A text of words that few others have.

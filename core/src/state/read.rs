@@ -9,7 +9,7 @@ use super::catalog::{Namespace, partition_of};
 use super::grain::GrainRef;
 use super::key::{self, LogicalKey, Scope, SubjectToken, Table};
 use super::record::ValueRef;
-use super::store::{Direction, KeyRange, Store, StoreError};
+use super::store::{Direction, KeyRange, RecordRef, Store, StoreError};
 use core::ops::ControlFlow;
 use gristmill_rpc::error::ErrorCode;
 use gristmill_rpc::ids::{GrainId, ShardId, Version};
@@ -18,6 +18,10 @@ use gristmill_rpc::schema::ScanItem;
 
 /// Bytes of keys and values, with what their archive adds, of one page of a scan.
 pub const SCAN_BYTES_MAX: usize = 7 << 20;
+/// Records that a step of a scan looks at: some 50 µs.
+pub const SCAN_STEP_RECORDS: usize = 256;
+/// Bytes after which a step of a scan ends: some 50 µs.
+pub const SCAN_STEP_BYTES: usize = 256 << 10;
 /// What an item costs beside its bytes when it is archived.
 const SCAN_ITEM_OVERHEAD_BYTES: usize = 64;
 
@@ -173,35 +177,86 @@ impl<S: Store> ShardState<S> {
     }
 
     /// A page of plain values in key order: at most `limit` (0: no limit of the caller's) and [`SCAN_ITEMS_MAX`] items and
-    /// [`SCAN_BYTES_MAX`] bytes.
+    /// [`SCAN_BYTES_MAX`] bytes; all of one moment. A [`ScanRun`] does the same in steps.
     pub fn scan(&self, spec: &ScanSpec, limit: u32, now_ms: u64) -> Result<ScanPage, ReadError> {
-        let scope = self.namespace(&spec.namespace)?.scope;
-        let limit = if limit == 0 { SCAN_ITEMS_MAX } else { limit.min(SCAN_ITEMS_MAX) } as usize;
-        let direction = if spec.reverse { Direction::Reverse } else { Direction::Forward };
-        let (mut page, mut bytes, mut result) = (ScanPage::default(), 0, Ok(()));
-        self.store.scan(&spec.range(scope), direction, &mut |key, record| {
-            let decoded = LogicalKey::decode(key)
-                .and_then(|key| Ok(key.escaped_item()?.into_owned()))
-                .map_err(StoreError::from)
-                .and_then(|key| Ok((key, ValueRef::decode(record.value)?)));
-            let (key, value) = match decoded {
-                Ok((_, value)) if value.expired_at(now_ms) => return ControlFlow::Continue(()),
-                Ok(decoded) => decoded,
-                Err(error) => {
-                    result = Err(error);
-                    return ControlFlow::Break(());
-                }
-            };
-            bytes += key.len() + value.bytes.len() + SCAN_ITEM_OVERHEAD_BYTES;
-            if page.items.len() == limit || bytes > SCAN_BYTES_MAX {
-                page.more = true;
+        let mut run = ScanRun::new(spec.clone(), limit);
+        while !run.step(self, now_ms)? {}
+        Ok(run.into_page())
+    }
+}
+
+/// A page of a scan under way, in steps of bounded work. Each step sees the state as it is then: a key that is there all
+/// the time is found once, one that comes or goes meanwhile may be found or not, and no key is found twice.
+#[derive(Debug, Clone)]
+pub struct ScanRun {
+    spec: ScanSpec,
+    limit: usize,
+    /// The last key that was looked at.
+    beyond: Option<Vec<u8>>,
+    bytes: usize,
+    page: ScanPage,
+}
+
+impl ScanRun {
+    /// A page of at most `limit` items, as many as fit where it is 0.
+    pub fn new(spec: ScanSpec, limit: u32) -> ScanRun {
+        let limit = if limit == 0 { SCAN_ITEMS_MAX } else { limit.min(SCAN_ITEMS_MAX) };
+        ScanRun { spec, limit: limit as usize, beyond: None, bytes: 0, page: ScanPage::default() }
+    }
+
+    /// Forgets what was found, and begins anew.
+    pub fn restart(&mut self) {
+        (self.beyond, self.bytes, self.page) = (None, 0, ScanPage::default());
+    }
+
+    /// Looks at up to [`SCAN_STEP_RECORDS`] records and takes up to [`SCAN_STEP_BYTES`] bytes and one item. True once the
+    /// page is complete.
+    pub fn step<S: Store>(&mut self, state: &ShardState<S>, now_ms: u64) -> Result<bool, ReadError> {
+        let scope = state.namespace(&self.spec.namespace)?.scope;
+        let mut rest = self.spec.clone();
+        if let Some(beyond) = &self.beyond {
+            rest.go_on_beyond(beyond);
+        }
+        let direction = if rest.reverse { Direction::Reverse } else { Direction::Forward };
+        let (mut seen, mut complete, mut result) = (0, true, Ok(()));
+        let bytes_before = self.bytes;
+        state.store.scan(&rest.range(scope), direction, &mut |key, record| {
+            if seen == SCAN_STEP_RECORDS || self.bytes - bytes_before >= SCAN_STEP_BYTES {
+                complete = false;
                 return ControlFlow::Break(());
             }
-            page.items.push(ScanItem { key, version: Version(record.stamp.index), value: value.bytes.to_vec() });
-            ControlFlow::Continue(())
+            seen += 1;
+            let taken = self.take(key, record, now_ms);
+            taken.unwrap_or_else(|error| {
+                result = Err(error);
+                ControlFlow::Break(())
+            })
         })?;
         result?;
-        Ok(page)
+        Ok(complete)
+    }
+
+    fn take(&mut self, key: &[u8], record: RecordRef<'_>, now_ms: u64) -> Result<ControlFlow<()>, StoreError> {
+        let key = LogicalKey::decode(key)?.escaped_item()?.into_owned();
+        let value = ValueRef::decode(record.value)?;
+        if value.expired_at(now_ms) {
+            self.beyond = Some(key);
+            return Ok(ControlFlow::Continue(()));
+        }
+        let bytes = self.bytes + key.len() + value.bytes.len() + SCAN_ITEM_OVERHEAD_BYTES;
+        if self.page.items.len() == self.limit || bytes > SCAN_BYTES_MAX {
+            self.page.more = true;
+            return Ok(ControlFlow::Break(()));
+        }
+        self.bytes = bytes;
+        self.beyond.get_or_insert_default().clone_from(&key);
+        self.page.items.push(ScanItem { key, version: Version(record.stamp.index), value: value.bytes.to_vec() });
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// What was found.
+    pub fn into_page(self) -> ScanPage {
+        self.page
     }
 }
 
@@ -210,7 +265,7 @@ mod tests {
     use super::super::apply::Hooks;
     use super::super::memory::MemoryStore;
     use super::super::ranges::OwnedRanges;
-    use super::super::testing::{put, run};
+    use super::super::testing::{put, put_for, run};
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -264,6 +319,56 @@ mod tests {
             }
             prop_assert_eq!(found, expected);
         }
+    }
+
+    #[test]
+    fn a_long_scan_goes_in_steps_and_finds_each_key_once() {
+        const KEYS: u32 = 5 * SCAN_STEP_RECORDS as u32 / 2;
+        let keys = (0..KEYS).map(|key| (key.to_be_bytes().to_vec(), vec![1])).collect();
+        for reverse in [false, true] {
+            let mut state = state_with(&keys);
+            let mut run = ScanRun::new(ScanSpec { reverse, ..all() }, 0);
+            assert_eq!(run.step(&state, 1), Ok(false));
+            assert_eq!(run.clone().into_page().items.len(), SCAN_STEP_RECORDS);
+            // Writes between two steps: one key on either side of the first step's end, and a new version of a found one.
+            run_between(&mut state);
+            let mut steps = 1;
+            while !run.step(&state, 1).expect("known") {
+                steps += 1;
+            }
+            assert_eq!(steps, 2);
+            let found: Vec<_> = run.into_page().items.into_iter().map(|item| item.key).collect();
+            let mut sorted = found.clone();
+            sorted.sort_unstable();
+            if reverse {
+                sorted.reverse();
+            }
+            sorted.dedup();
+            assert_eq!(found, sorted, "in order, none twice");
+            let new: Vec<_> = found.iter().filter(|key| !keys.contains_key(*key)).collect();
+            let ahead: &[u8] = if reverse { &[0, 0, 0, 0, 1] } else { &[0xff] };
+            assert_eq!(new, [ahead], "only what came ahead of the scan");
+            assert_eq!(found.len(), keys.len() + 1);
+        }
+    }
+
+    fn run_between(state: &mut State) {
+        for key in [&[0, 0, 0, 0, 1][..], &[0xff], &[0, 0, 0, 2], &(5 * SCAN_STEP_RECORDS as u32 / 2 - 1).to_be_bytes()]
+        {
+            run(state, 1, vec![put("a", key, b"new")]);
+        }
+    }
+
+    #[test]
+    fn a_step_over_what_has_expired_ends_too() {
+        let mut state = state_with(&BTreeMap::new());
+        let marked = (0..3 * SCAN_STEP_RECORDS as u32 / 2).map(|key| put_for("a", &key.to_be_bytes(), b"v", 10));
+        let operations: Vec<_> = marked.collect();
+        run(&mut state, 1, operations);
+        let mut run = ScanRun::new(all(), 0);
+        assert_eq!(run.step(&state, 100), Ok(false));
+        assert_eq!(run.step(&state, 100), Ok(true));
+        assert_eq!(run.into_page(), ScanPage::default());
     }
 
     #[test]
