@@ -9,6 +9,7 @@
 //! Invariants: the heads of the indexes are bounded, also in a replay, because apply waits for them; indexes follow inside the same apply, so a recall sees whatever was answered before it; nothing holds the
 //! borrow of the state across an await.
 
+use super::sweep::ExpiryAlarm;
 use crate::metrics::Registry;
 use crate::raft::{ApplyError, Committed, Outcome, Room, StateMachine};
 use crate::recall::{MaintainError, RecallIndex, RecallSpec, RecallStats, StateView};
@@ -30,12 +31,14 @@ use gristmill_rpc::schema::{
 };
 use gristmill_wal::LogPosition;
 use std::convert::Infallible;
+use std::rc::Rc;
 
 /// State and indexes of one shard. A clone is the same machine.
 #[derive(Clone)]
 pub(crate) struct Machine {
     state: ReplicaState,
     index: RecallIndex,
+    alarm: Rc<ExpiryAlarm>,
 }
 
 /// How much a shard holds.
@@ -60,12 +63,12 @@ impl Machine {
             .expect("an empty store in memory takes its first record");
         let mut state = ReplicaState::new(state);
         state.measure(registry);
-        Machine { state, index }
+        Machine { state, index, alarm: Rc::default() }
     }
 
     /// What consensus applies to.
     pub(crate) fn state_machine(&self) -> Box<dyn StateMachine> {
-        Box::new(Driven { state: self.state.clone(), index: self.index.clone() })
+        Box::new(Driven(self.clone()))
     }
 
     /// The reply that an outcome stands for.
@@ -112,6 +115,22 @@ impl Machine {
         self.index.maintain().await
     }
 
+    /// When the first value expires, by the wall clock's milliseconds; `u64::MAX` where none does.
+    pub(super) fn find_next_expiry_ms(&self) -> u64 {
+        self.state.find_next_expiry_ms().expect("apply made every mark, and memory does not fail")
+    }
+
+    /// Rings when a value is stored that expires before all others.
+    pub(super) fn expiry_alarm(&self) -> &ExpiryAlarm {
+        &self.alarm
+    }
+
+    /// The state root by a full scan, in hex digits.
+    #[cfg(test)]
+    pub(super) fn recomputed_root(&self) -> String {
+        self.state.read().recompute_root().expect("memory does not fail").to_string()
+    }
+
     /// What the indexes hold.
     pub(crate) fn index_stats(&self) -> RecallStats {
         self.index.stats()
@@ -149,26 +168,25 @@ impl Machine {
     }
 }
 
-/// What consensus drives: the state, held back by the indexes that follow it.
-struct Driven {
-    state: ReplicaState,
-    index: RecallIndex,
-}
+/// What consensus drives: the state, held back by the indexes that follow it, and watched by the sweeper.
+struct Driven(Machine);
 
 impl StateMachine for Driven {
     fn applied(&self) -> Option<LogPosition> {
-        self.state.applied()
+        self.0.state.applied()
     }
 
     fn apply(&mut self, batch: &[Committed<'_>], out: &mut Vec<Outcome>) -> Result<(), ApplyError> {
-        self.state.apply(batch, out)
+        self.0.state.apply(batch, out)?;
+        self.0.alarm.applied(self.0.state.read().no_expiry_before_ms());
+        Ok(())
     }
 
     fn room(&self) -> Option<Room> {
-        if self.index.has_room() {
+        if self.0.index.has_room() {
             return None;
         }
-        let index = self.index.clone();
+        let index = self.0.index.clone();
         Some(Box::pin(async move { index.admit().await }))
     }
 }

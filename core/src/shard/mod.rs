@@ -8,6 +8,7 @@ pub(crate) mod machine;
 pub mod placement;
 pub(crate) mod replica;
 pub mod superblock;
+mod sweep;
 pub(crate) mod watch;
 
 #[cfg(test)]

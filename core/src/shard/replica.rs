@@ -14,6 +14,7 @@
 
 use super::figures::{ShardMetrics, observe_group};
 use super::machine::{Counts, Machine, scan_of};
+use super::sweep::sweep;
 use super::wall_ms;
 use super::watch::watch;
 use crate::metrics::{Event, Registry};
@@ -137,6 +138,7 @@ impl Shard {
         observe_group(registry, &shard);
         spawn(Class::Raft, "shard proposer", Rc::clone(&shard).propose());
         spawn(Class::Background, "recall index", Rc::clone(&shard).maintain());
+        spawn(Class::Background, "expiry sweeper", sweep(Rc::clone(&shard)));
         shard
     }
 
@@ -326,6 +328,26 @@ impl Shard {
         self.registry.emit(wall_ms(), Event::ReplicaStopped { shard: self.id.0, reason: error.to_string() });
         let message = format!("shard {} stopped: {error}; restart the server", self.id.0);
         self.stop(Rejection::new(ErrorCode::Internal, message)).await;
+    }
+
+    /// Whether the shard serves nothing any more.
+    pub(super) fn is_down(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Down(_))
+    }
+
+    /// Proposes an entry that removes expired values, and waits until it is applied.
+    pub(super) async fn propose_sweep(&self) -> Result<(), ProposeError> {
+        let Ok(group) = self.group() else {
+            return Err(ProposeError::Recovering { applied: 0, target: 0 });
+        };
+        let hlc = {
+            let mut clock = self.clock.borrow_mut();
+            clock.observe_committed(self.machine.latest_hlc());
+            clock.tick(wall_ms())
+        };
+        let proposal = Proposal { header: EntryHeader::sweep(hlc), body: Body::copy_from(&[]) };
+        let mut outcomes = group.propose_many(vec![proposal]).await;
+        outcomes.pop().expect("one outcome per proposal").map(drop)
     }
 
     fn take_batch(&self) -> Vec<Write> {

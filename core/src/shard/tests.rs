@@ -6,6 +6,7 @@ use crate::metrics::{Event, Registry, Snapshot};
 use crate::raft::{APPLY_BATCH_MAX, Group, GroupConfig, MemoryLog, RaftSettings, ReplicaId};
 use crate::recall::RecallIndex;
 use crate::server::reply::{Answer, ReplyTo};
+use crate::state::apply::SWEPT_PER_SWEEP;
 use gristmill_rpc::body::{Body, access, archive};
 use gristmill_rpc::frame::{FrameHeader, MessageType};
 use gristmill_rpc::ids::{GrainId, ShardId};
@@ -137,6 +138,37 @@ fn without_durations(snapshot: &Snapshot) -> Vec<Event> {
         other => other,
     });
     events.collect()
+}
+
+#[test]
+fn expired_values_of_an_idle_shard_disappear() {
+    const KEYS: u32 = 1200;
+    let log = MemoryLog::new(SHARD);
+    let figures = |running: &Running| {
+        let machine = running.shard.machine();
+        (machine.counts().values, machine.state_root())
+    };
+    let swept = on_executor(async {
+        let running = Running::start(&log).await;
+        running.write((0..3).map(|key| put(key, 0)).collect()).await;
+        let memory = running.shard.machine().memory_bytes();
+        running.write((3..KEYS).map(|key| put(key, 30)).collect()).await;
+        assert!(running.shard.machine().memory_bytes() > memory);
+        let applied = |running: &Running| running.snapshot().total("applied_index").expect("registered");
+        let before = applied(&running);
+        until(|| figures(&running).0 == 3).await;
+        assert_eq!(running.shard.machine().memory_bytes(), memory, "the memory is free again");
+        assert_eq!(running.shard.machine().state_root(), running.shard.machine().recomputed_root());
+        let sweeps = i64::from(KEYS - 3 + SWEPT_PER_SWEEP as u32 - 1) / SWEPT_PER_SWEEP as i64;
+        assert_eq!(applied(&running) - before, sweeps, "full sweeps, and no more");
+        assert_eq!(running.snapshot().total("expired_values_swept_total"), Some(i64::from(KEYS) - 3));
+        running.shard.shutdown().await;
+        figures(&running)
+    });
+    on_executor(async {
+        let running = Running::start(&log).await;
+        assert_eq!(figures(&running), swept, "a replay sweeps the same");
+    });
 }
 
 /// The keys of a page, and whether there is more.

@@ -161,7 +161,7 @@ pub struct ShardState<S> {
     pub(super) applied: Option<Position>,
     pub(super) hlc: Hlc,
     /// No value expires before this time. Spares entries the search for values that have expired.
-    next_expiry_ms: u64,
+    pub(super) next_expiry_ms: u64,
     namespaces_max: usize,
     pub(super) stats: ApplyStats,
     hooks: Hooks,

@@ -132,6 +132,24 @@ pub enum EnvelopeError {
 }
 
 impl EntryHeader {
+    /// Of an entry without a body that removes what has expired by `hlc`. Where it stands is for the leader to fill in.
+    pub fn sweep(hlc: Hlc) -> EntryHeader {
+        EntryHeader {
+            shard: ShardId(0),
+            term: 0,
+            index: 0,
+            token: 0,
+            hlc,
+            session: SessionId::NONE,
+            sequence: 0,
+            schema: 0,
+            codec: Codec::Empty,
+            key_id: 0,
+            nonce: [0; NONCE_BYTES],
+            flags: EntryFlags::SWEEP,
+        }
+    }
+
     /// The header's bytes.
     pub fn encode(&self) -> [u8; ENTRY_HEADER_BYTES] {
         let mut out = [0; ENTRY_HEADER_BYTES];

@@ -18,6 +18,7 @@ pub mod apply;
 pub mod catalog;
 pub mod envelope;
 pub mod events;
+mod expiry;
 pub mod grain;
 pub mod hlc;
 pub mod key;

@@ -5,6 +5,7 @@ use super::apply::{Entry, ShardState};
 use super::memory::MemoryStore;
 use super::outcome::WriteOutcome;
 use super::record::Position;
+use super::store::StoreError;
 use crate::metrics::{Histogram, Labels, Registry, names};
 use crate::raft::{ApplyError, Committed, Context, Outcome, Proposal, StateMachine};
 use gristmill_wal::LogPosition;
@@ -32,6 +33,11 @@ impl ReplicaState {
     /// The state, to read. Not to be held across an await: apply could not go on.
     pub fn read(&self) -> Ref<'_, State> {
         self.state.borrow()
+    }
+
+    /// See [`ShardState::find_next_expiry_ms`].
+    pub fn find_next_expiry_ms(&self) -> Result<u64, StoreError> {
+        self.state.borrow_mut().find_next_expiry_ms()
     }
 
     /// Shows the state's figures in a registry, under the shard's number. To be called before the state is handed to its
