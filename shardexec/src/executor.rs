@@ -185,6 +185,16 @@ impl Executor {
         self.core.stats()
     }
 
+    /// Task polls that ended in a panic, caught.
+    pub fn panics(&self) -> u64 {
+        self.core.panics()
+    }
+
+    /// The text of the last of them.
+    pub fn last_panic(&self) -> Option<String> {
+        self.core.last_panic()
+    }
+
     /// Ends the executor's wait for work from any thread.
     pub fn unparker(&self) -> Arc<dyn Unpark> {
         self.core.shared.unpark_handle()

@@ -129,6 +129,7 @@ pub(crate) struct Core {
     polls: [Cell<u64>; 3],
     busy_ns: [Cell<u64>; 3],
     panics: Cell<u64>,
+    last_panic: RefCell<Option<String>>,
     pub parks: Cell<u64>,
     stalls: RefCell<Stalls>,
     incidents: RefCell<VecDeque<Incident>>,
@@ -162,6 +163,7 @@ impl Core {
             polls: Default::default(),
             busy_ns: Default::default(),
             panics: Cell::new(0),
+            last_panic: RefCell::default(),
             parks: Cell::new(0),
             stalls: RefCell::default(),
             incidents: RefCell::default(),
@@ -268,9 +270,8 @@ impl Core {
                 self.end_task(body, None);
             }
             Err(payload) => {
-                self.panics.set(self.panics.get() + 1);
+                let message = self.book_panic(&*payload);
                 self.tasks.borrow_mut().remove(id);
-                let message = panic_message(&*payload);
                 self.note(Incident::Panic { task: name, message: message.clone() });
                 self.end_task(body, Some(JoinError::Panicked(message)));
             }
@@ -282,12 +283,26 @@ impl Core {
         let TaskBody { future, waker, join } = body;
         let dropped = catch_unwind(AssertUnwindSafe(move || drop((future, waker))));
         if let Err(payload) = dropped {
-            self.panics.set(self.panics.get() + 1);
-            join.fail(JoinError::Panicked(panic_message(&*payload)));
+            join.fail(JoinError::Panicked(self.book_panic(&*payload)));
         }
         if let Some(error) = error {
             join.fail(error);
         }
+    }
+
+    fn book_panic(&self, payload: &(dyn std::any::Any + Send)) -> String {
+        let message = panic_message(payload);
+        self.panics.set(self.panics.get() + 1);
+        self.last_panic.replace(Some(message.clone()));
+        message
+    }
+
+    pub fn panics(&self) -> u64 {
+        self.panics.get()
+    }
+
+    pub fn last_panic(&self) -> Option<String> {
+        self.last_panic.borrow().clone()
     }
 
     pub(super) fn poll_begins(&self, class: Class) {
