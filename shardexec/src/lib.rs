@@ -27,6 +27,7 @@ pub mod net;
 mod offload;
 pub mod panic;
 pub mod random;
+pub mod sim;
 pub mod sync;
 pub mod time;
 pub mod uring;

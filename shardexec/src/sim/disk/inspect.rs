@@ -1,0 +1,98 @@
+//! A disk as tests see it: looking, and damaging what is durable.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::content::PAGE;
+use super::{Content, Disk, Node, ROOT};
+use rustix::io::Errno;
+
+impl Disk {
+    fn content(&self, path: &Path) -> io::Result<&Content> {
+        match &self.inode(self.resolve(path)?).node {
+            Node::File(content) => Ok(content),
+            Node::Dir { .. } => Err(Errno::ISDIR.into()),
+        }
+    }
+
+    fn content_mut(&mut self, path: &Path) -> io::Result<&mut Content> {
+        let number = self.resolve(path)?;
+        match &mut self.inode_mut(number).node {
+            Node::File(content) => Ok(content),
+            Node::Dir { .. } => Err(Errno::ISDIR.into()),
+        }
+    }
+
+    fn content_around(&mut self, path: &Path, offset: u64) -> io::Result<&mut Content> {
+        let content = self.content_mut(path)?;
+        if offset >= content.len() {
+            return Err(Errno::INVAL.into());
+        }
+        Ok(content)
+    }
+
+    /// A whole file as reads see it.
+    pub fn read(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+        let content = self.content(path.as_ref())?;
+        let mut bytes = vec![0; content.len() as usize];
+        content.read(0, &mut bytes);
+        Ok(bytes)
+    }
+
+    /// Length of a file.
+    pub fn len(&self, path: impl AsRef<Path>) -> io::Result<u64> {
+        Ok(self.content(path.as_ref())?.len())
+    }
+
+    /// Whether `path` names a file or a directory.
+    pub fn exists(&self, path: impl AsRef<Path>) -> bool {
+        self.resolve(path.as_ref()).is_ok()
+    }
+
+    /// Every file's path, sorted by components.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut queue = vec![(PathBuf::from("/"), ROOT)];
+        while let Some((path, number)) = queue.pop() {
+            match &self.inode(number).node {
+                Node::File(_) => found.push(path),
+                Node::Dir { names, .. } => {
+                    queue.extend(names.iter().map(|(name, &below)| (path.join(name), below)));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Flips a bit of what is durable.
+    pub fn flip_bit(&mut self, path: impl AsRef<Path>, offset: u64, bit: u8) -> io::Result<()> {
+        self.content_around(path.as_ref(), offset)?.corrupt(offset, |byte| *byte ^= 1 << (bit % 8));
+        Ok(())
+    }
+
+    /// Replaces bytes of what is durable, up to the end of the file.
+    pub fn overwrite(&mut self, path: impl AsRef<Path>, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let content = self.content_around(path.as_ref(), offset)?;
+        for (at, &new) in (offset..content.len()).zip(bytes) {
+            content.corrupt(at, |byte| *byte = new);
+        }
+        Ok(())
+    }
+
+    /// Makes reads of the 4 KiB around `offset` fail with EIO until they are written again.
+    pub fn spoil(&mut self, path: impl AsRef<Path>, offset: u64) -> io::Result<()> {
+        self.content_around(path.as_ref(), offset)?.spoil(offset);
+        Ok(())
+    }
+
+    /// Changes the space for files, in bytes. What is there stays, even when it is more.
+    pub fn set_capacity(&mut self, bytes: u64) {
+        self.config.capacity = bytes;
+    }
+
+    /// Bytes that files occupy.
+    pub fn used(&self) -> u64 {
+        self.used_pages * PAGE as u64
+    }
+}
