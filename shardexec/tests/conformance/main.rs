@@ -1,7 +1,8 @@
-//! One suite for every production driver, on a disk file system and on tmpfs.
+//! One suite for every driver, on a disk file system and on tmpfs.
 //!
 //! Each case is an async function over a [`Case`]; the `suite!` macro makes a test of it per driver and directory. A driver
-//! that this machine refuses (io_uring under seccomp) or a missing directory skips its tests and says so.
+//! that this machine refuses (io_uring under seccomp) or a missing directory skips its tests and says so. Over the simulated driver
+//! each case runs under several seeds; cases about real threads are left out there, since a simulation has none.
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
@@ -13,6 +14,7 @@ mod cancellation;
 mod files;
 mod processes;
 mod scheduling;
+mod simulated;
 mod sockets;
 
 use std::cell::Cell;
@@ -97,6 +99,14 @@ pub fn run<F: Future<Output = ()>>(
     });
 }
 
+fn run_posix<F: Future<Output = ()>>(place: Place, config: fn() -> ExecutorConfig, case: impl FnOnce(Case) -> F) {
+    run(IoChoice::Posix, place, config, case);
+}
+
+fn run_uring<F: Future<Output = ()>>(place: Place, config: fn() -> ExecutorConfig, case: impl FnOnce(Case) -> F) {
+    run(IoChoice::Uring, place, config, case);
+}
+
 /// Waits until the driver has handed back every op, closes included.
 pub async fn settle() {
     while executor_stats().ops_in_flight > 0 {
@@ -105,20 +115,24 @@ pub async fn settle() {
 }
 
 macro_rules! suite {
-    ($($module:ident: $($case:ident),+;)+) => {
-        suite!(@ posix_on_disk, IoChoice::Posix, Place::Disk; $($module: $($case),+;)+);
-        suite!(@ posix_on_tmpfs, IoChoice::Posix, Place::Tmpfs; $($module: $($case),+;)+);
-        suite!(@ uring_on_disk, IoChoice::Uring, Place::Disk; $($module: $($case),+;)+);
-        suite!(@ uring_on_tmpfs, IoChoice::Uring, Place::Tmpfs; $($module: $($case),+;)+);
+    (sim; $($module:ident: $($case:ident),+;)+) => {
+        suite!(@ sim_on_disk, crate::simulated::run, Place::Disk; $($module: $($case),+;)+);
+        suite!(@ sim_on_tmpfs, crate::simulated::run, Place::Tmpfs; $($module: $($case),+;)+);
     };
-    (@ $name:ident, $io:expr, $place:expr; $($module:ident: $($case:ident),+;)+) => {
+    ($($module:ident: $($case:ident),+;)+) => {
+        suite!(@ posix_on_disk, crate::run_posix, Place::Disk; $($module: $($case),+;)+);
+        suite!(@ posix_on_tmpfs, crate::run_posix, Place::Tmpfs; $($module: $($case),+;)+);
+        suite!(@ uring_on_disk, crate::run_uring, Place::Disk; $($module: $($case),+;)+);
+        suite!(@ uring_on_tmpfs, crate::run_uring, Place::Tmpfs; $($module: $($case),+;)+);
+    };
+    (@ $name:ident, $run:path, $place:expr; $($module:ident: $($case:ident),+;)+) => {
         mod $name {
             use super::*;
             $(mod $module {
                 use super::*;
                 $(#[test]
                 fn $case() {
-                    run($io, $place, crate::$module::config, crate::$module::$case);
+                    $run($place, crate::$module::config, crate::$module::$case);
                 })+
             })+
         }
@@ -134,4 +148,17 @@ suite! {
         random_drops;
     scheduling: timers_under_load, background_does_not_starve_requests, offload_values_and_panics, wake_from_thread,
         spinning_sees_work, clocks_and_randomness, panics_stay_in_their_task;
+}
+
+// Left out: `offload_values_and_panics`, `wake_from_thread` and `spinning_sees_work`, which are about other threads. Offloaded jobs have a
+// case of their own in `simulated`.
+suite! { sim;
+    files: round_trip, short_read_at_the_end, direct_io, open_errors, lengths_and_metadata, names, directories, locks,
+        whole_files, many_at_once;
+    sockets: connect_refused, echo, half_close, large_transfer, many_connections, accept_loses_nothing, port_in_use,
+        shared_port, peer_gone, concurrent_directions, ipv6;
+    cancellation: dropped_recv, dropped_write, dropped_connect, dropped_offload, slots_run_out, dropped_executor,
+        random_drops;
+    scheduling: timers_under_load, background_does_not_starve_requests, clocks_and_randomness, panics_stay_in_their_task;
+    simulated: offloaded_jobs;
 }
