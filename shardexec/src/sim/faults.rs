@@ -97,9 +97,9 @@ pub const TICK: Duration = Duration::from_millis(50);
 pub struct FaultPlan {
     ppm: [u32; FaultKind::COUNT],
     /// At most so many nodes are struck down by the plan at once; more wait for their turn. A majority is usually spared.
-    pub nodes_down_max: usize,
+    pub(super) nodes_down_max: usize,
     /// How long partitions and pauses of the plan last at most.
-    pub outage_max: Duration,
+    pub(super) outage_max: Duration,
 }
 
 impl Default for FaultPlan {
@@ -145,6 +145,20 @@ impl FaultPlan {
     pub const fn with(mut self, kind: FaultKind, ppm: u32) -> FaultPlan {
         assert!(ppm <= 1_000_000, "a likelihood is at most a million millionths");
         self.ppm[kind as usize] = ppm;
+        self
+    }
+
+    /// The same plan, striking down at most `nodes` nodes at once.
+    #[must_use]
+    pub const fn nodes_down_max(mut self, nodes: usize) -> FaultPlan {
+        self.nodes_down_max = nodes;
+        self
+    }
+
+    /// The same plan with partitions and pauses of at most `outage`.
+    #[must_use]
+    pub const fn outage_max(mut self, outage: Duration) -> FaultPlan {
+        self.outage_max = outage;
         self
     }
 

@@ -57,7 +57,7 @@ impl Sim {
         self.state.borrow().counts.clone()
     }
 
-    /// Looks at a node's disk, or damages it.
+    /// Looks at a node's disk, or damages it. While the node is down it may be replaced: by an image, or by an empty one.
     ///
     /// # Panics
     /// When `look` uses the world again.
@@ -176,10 +176,7 @@ impl State {
         self.struck(FaultKind::ProcessPause, node as u64);
         self.withdraw_cores(node);
         self.nodes[node].paused_until = Some(until);
-        if machine {
-            self.nodes[node].suspended = true;
-            self.nodes[node].clock.suspended(ns);
-        }
+        self.nodes[node].suspended_at = machine.then_some(self.now);
         self.events.push(until, Event::Unpause { node });
     }
 
@@ -189,7 +186,9 @@ impl State {
         if paused.paused_until.take().is_none() {
             return;
         }
-        paused.suspended = false;
+        if let Some(since) = paused.suspended_at.take() {
+            paused.clock.suspended(self.now - since);
+        }
         for core in self.nodes[node].cores.clone() {
             self.make_runnable(core);
         }

@@ -11,7 +11,7 @@
 //! a side that breaks, at any point of the stream, without telling what the other side got. Duplicates show as requests that a client
 //! sends again on a new connection although the old one had delivered them ([`FaultKind::NetDuplicate`](super::FaultKind::NetDuplicate)).
 //!
-//! A partition cuts directed links. What is sent over a cut link is tried again with growing pauses; when nothing was acknowledged for a
+//! Within a node nothing goes wrong but by its end. A partition cuts directed links. What is sent over a cut link is tried again with growing pauses; when nothing was acknowledged for a
 //! while, the sender's side breaks with ETIMEDOUT and the other side learns nothing: it is half open. The same happens with
 //! acknowledgements: with only the way back cut, data arrives and the sender's side breaks all the same.
 //!

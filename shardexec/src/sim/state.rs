@@ -119,7 +119,7 @@ pub(super) struct Node {
     pub up: bool,
     pub paused_until: Option<u64>,
     /// Paused with its machine: the kernel does not answer either.
-    pub suspended: bool,
+    pub suspended_at: Option<u64>,
     /// Its process's cores, by their starts.
     pub cores: Vec<usize>,
     /// How many executors it has ever started.
@@ -201,7 +201,7 @@ impl State {
             rng: Rng::stream(self.seed, Concern::Disk, node as u64),
             up: true,
             paused_until: None,
-            suspended: false,
+            suspended_at: None,
             cores: Vec::new(),
             starts: 0,
             config,

@@ -55,6 +55,8 @@ struct Running {
     executor: Executor,
     /// Set when the main future is ready.
     finished: Rc<Cell<bool>>,
+    /// It no longer counts as unfinished.
+    counted: bool,
     panics: u64,
 }
 
@@ -65,6 +67,8 @@ pub struct World {
     sim: Sim,
     /// By start number of the core.
     running: Vec<Option<Running>>,
+    /// Main futures that have not ended.
+    unfinished: usize,
     violations: Vec<Violation>,
 }
 
@@ -79,7 +83,7 @@ impl World {
     /// An empty world at virtual time 0.
     pub fn new(seed: u64, config: SimConfig) -> World {
         let state = Rc::new(RefCell::new(State::new(seed, config)));
-        World { sim: Sim { state }, running: Vec::new(), violations: Vec::new() }
+        World { sim: Sim { state }, running: Vec::new(), unfinished: 0, violations: Vec::new() }
     }
 
     /// A handle for tasks and checkers.
@@ -105,10 +109,8 @@ impl World {
     {
         let index = usize::from(node.0);
         let at = {
-            let mut state = self.state.borrow_mut();
-            let taken = state.nodes[index].cores.iter().any(|&at| state.cores[at].core == core);
-            assert!(!taken, "{core} of {node} runs already");
-            state.add_core(index, core)
+            assert_eq!(self.find(node, core), None, "{core} of {node} runs already");
+            self.state.borrow_mut().add_core(index, core)
         };
         let config = ExecutorConfig {
             core,
@@ -125,15 +127,35 @@ impl World {
             main().await;
             ready.set(true);
         }));
-        debug_assert_eq!(self.running.len(), at);
-        self.running.push(Some(Running { executor, finished, panics: 0 }));
+        assert_eq!(self.running.len(), at, "cores are numbered by their starts");
+        self.running.push(Some(Running { executor, finished, counted: false, panics: 0 }));
+        self.unfinished += 1;
+    }
+
+    /// Spawns a task on a core that runs, from outside.
+    ///
+    /// # Panics
+    /// When the core does not run.
+    pub fn spawn<F>(&mut self, node: NodeId, core: CoreId, class: Class, name: &'static str, task: F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let at = self.find(node, core).unwrap_or_else(|| panic!("{core} of {node} does not run"));
+        let running = self.running[at].as_mut().expect("a core of a node that is up runs");
+        drop(running.executor.spawn(class, name, task));
+        self.state.borrow_mut().make_runnable(at);
+    }
+
+    /// The start number of a core that runs.
+    fn find(&self, node: NodeId, core: CoreId) -> Option<usize> {
+        let state = self.state.borrow();
+        state.nodes[usize::from(node.0)].cores.iter().copied().find(|&at| state.cores[at].core == core)
     }
 
     /// Whether the main future of a core that runs has ended.
     pub fn is_finished(&self, node: NodeId, core: CoreId) -> bool {
-        let state = self.state.borrow();
-        let at = state.nodes[usize::from(node.0)].cores.iter().find(|&&at| state.cores[at].core == core);
-        at.and_then(|&at| self.running[at].as_ref()).is_some_and(|running| running.finished.get())
+        let running = self.find(node, core).and_then(|at| self.running[at].as_ref());
+        running.is_some_and(|running| running.finished.get())
     }
 
     /// What no fault excuses. The first [`VIOLATIONS_MAX`].
@@ -151,11 +173,12 @@ impl World {
         self.take_down(node, Down::Kill);
     }
 
-    /// Takes a node down: its tasks are dropped, its operations come back without effect. Nothing happens when it is down.
+    /// Takes a node down: its tasks are dropped, its operations come back without effect. A machine whose process was killed may still
+    /// lose power, and with it what was not synced; else nothing happens when the node is down.
     pub fn take_down(&mut self, node: NodeId, how: Down) {
         let index = usize::from(node.0);
         let mut state = self.state.borrow_mut();
-        if state.nodes[index].cores.is_empty() {
+        if state.nodes[index].cores.is_empty() && (how == Down::Kill || !state.nodes[index].up) {
             return;
         }
         state.struck(how.kind(), index as u64);
@@ -165,7 +188,7 @@ impl World {
             state.kill_core(core);
         }
         state.drop_sockets(index, how == Down::PowerLoss);
-        (state.nodes[index].paused_until, state.nodes[index].suspended) = (None, false);
+        (state.nodes[index].paused_until, state.nodes[index].suspended_at) = (None, None);
         match how {
             Down::Kill => state.nodes[index].disk.close_all(),
             Down::PowerLoss => {
@@ -182,7 +205,8 @@ impl World {
         state.trace.line(now, format_args!("{node} is down: {how:?}"));
         drop(state);
         for core in cores {
-            self.running[core] = None; // Destructors of tasks run here; their ops come back at once.
+            let ended = self.running[core].take(); // Destructors of tasks run here; their ops come back at once.
+            self.unfinished -= usize::from(ended.is_some_and(|running| !running.counted));
         }
     }
 
@@ -225,7 +249,7 @@ impl World {
             if let Some(stop) = self.step(until) {
                 return stop;
             }
-            if self.running.iter().flatten().all(|running| running.finished.get()) {
+            if self.unfinished == 0 {
                 return Stop::Done;
             }
         }
@@ -257,6 +281,9 @@ impl World {
         };
         let running = self.running[core].as_mut().expect("a core that is runnable runs");
         let pause = running.executor.run_for(polls as u32);
+        if running.finished.get() && !std::mem::replace(&mut running.counted, true) {
+            self.unfinished -= 1;
+        }
         let panics = running.executor.panics();
         let new_panics = panics - std::mem::replace(&mut running.panics, panics);
         if new_panics > 0 {

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::content::PAGE;
 use super::{Content, Disk, Node, ROOT};
+use crate::sim::faults::{Chaos, FaultCounts, FaultPlan};
+use crate::sim::random::Rng;
+use crate::sim::trace::Trace;
 use rustix::io::Errno;
 
 impl Disk {
@@ -63,6 +66,16 @@ impl Disk {
         }
         found.sort();
         found
+    }
+
+    /// An image of what a loss of power would leave right now, under this seed: for trying many of them. No file of it is open.
+    #[must_use]
+    pub fn after_power_loss(&self, seed: u64, plan: &FaultPlan) -> Disk {
+        let mut image = self.clone();
+        let (mut rng, mut counts, mut trace) = (Rng::new(seed), FaultCounts::default(), Trace::new(None));
+        let (rng, counts, trace) = (&mut rng, &mut counts, &mut trace);
+        image.lose_power(&mut Chaos { now: 0, place: 0, rng, plan, counts, trace });
+        image
     }
 
     /// Flips a bit of what is durable.

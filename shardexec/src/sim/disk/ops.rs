@@ -204,9 +204,10 @@ impl Disk {
             SyncFate::Failed => fails(Errno::IO),
             SyncFate::Lied => Ok(()),
             SyncFate::Durable => {
-                match self.config.journal {
-                    Journal::Ordered => self.commit_all(),
-                    Journal::AnythingGoes => self.commit_dir(number),
+                if self.config.journal == Journal::Ordered {
+                    self.commit_all();
+                } else if matches!(self.inode(number).node, Node::Dir { .. }) {
+                    self.commit_dir(number);
                 }
                 Ok(())
             }

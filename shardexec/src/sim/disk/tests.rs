@@ -464,6 +464,36 @@ fn a_rename_is_whole_and_its_data_is_not_part_of_it() {
 }
 
 #[test]
+fn images_of_a_power_loss_leave_the_disk_as_it_is() {
+    let mut bench = bench(1);
+    let file = durable_file(&mut bench, 1, 4096);
+    bench.write(file, 0, &[2; 4096]).unwrap();
+    let plan = FaultPlan::none().with(FaultKind::LostUnsyncedWrite, ALWAYS);
+    let images: std::collections::BTreeSet<_> =
+        (0..20).map(|seed| bench.disk.after_power_loss(seed, &plan).read("/f").unwrap()[0]).collect();
+    assert_eq!(images, [1, 2].into_iter().collect());
+    assert_eq!(bench.read(file, 0, 1).unwrap(), [2], "and open files stay open");
+}
+
+#[test]
+fn directories_are_listed_in_the_order_of_the_seed() {
+    let list = |seed| {
+        let mut bench = bench(seed);
+        for name in ["/a", "/b", "/c", "/d", "/e"] {
+            bench.open(name);
+        }
+        match bench.run(Op::ReadDir { path: "/".into() }, None).unwrap().0 {
+            Effect::Plain(OpOutput::Entries(entries)) => {
+                entries.into_iter().map(|entry| entry.name).collect::<Vec<_>>()
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(list(1), list(1));
+    assert!((0..10).map(list).collect::<std::collections::BTreeSet<_>>().len() > 5);
+}
+
+#[test]
 fn an_image_is_independent_of_the_disk() {
     let mut bench = bench(1);
     let file = durable_file(&mut bench, 1, 4096);

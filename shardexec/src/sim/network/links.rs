@@ -80,7 +80,7 @@ impl Network {
 impl State {
     /// Packets get from one node to another now.
     pub(super) fn reaches(&self, from: usize, to: usize) -> bool {
-        let answers = |node: usize| self.nodes[node].up && !self.nodes[node].suspended;
+        let answers = |node: usize| self.nodes[node].up && self.nodes[node].suspended_at.is_none();
         from == to && answers(to) || answers(from) && answers(to) && !self.network.is_cut(from, to)
     }
 

@@ -184,6 +184,40 @@ fn a_kill_keeps_what_was_written_and_frees_locks() {
 }
 
 #[test]
+fn a_machine_may_lose_power_after_its_process_was_killed() {
+    let lost = (0..40).filter(|&seed| {
+        let (mut world, node) = lone(seed, || async {
+            let file = OpenOptions::new().write(true).create(true).open("/f").await.unwrap();
+            file.sync_all().await.unwrap();
+            file.write_at(vec![1; 10], 0).await.0.unwrap();
+        });
+        run(&mut world);
+        world.set_faults(FaultPlan::none().with(FaultKind::LostUnsyncedWrite, 1_000_000));
+        world.kill(node);
+        assert_eq!(world.disk(node, |disk| disk.len("/f")).unwrap(), 10);
+        world.crash(node);
+        world.crash(node);
+        assert_eq!(world.faults().of(FaultKind::PowerLoss), 1);
+        world.disk(node, |disk| disk.len("/f")).unwrap() == 0
+    });
+    assert!((5..40).contains(&lost.count()));
+}
+
+#[test]
+fn tasks_can_be_spawned_from_outside_while_the_world_runs() {
+    let (mut world, node) = lone(1, || async { sleep(ms(50)).await });
+    assert_eq!(world.run_until(ms(10), u64::MAX), Stop::Time);
+    let wrote = Rc::new(Cell::new(false));
+    let write = Rc::clone(&wrote);
+    world.spawn(node, CORE, Class::Background, "late", async move {
+        fs::write_atomic("/late", b"x").await.unwrap();
+        write.set(true);
+    });
+    run(&mut world);
+    assert!(wrote.get() && world.disk(node, |disk| disk.exists("/late")));
+}
+
+#[test]
 fn ops_in_flight_at_a_crash_have_happened_or_not() {
     let outcomes: BTreeSet<_> = (0..200)
         .map(|seed| {
