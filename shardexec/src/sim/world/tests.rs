@@ -15,6 +15,7 @@ use crate::sim::faults::{FaultKind, FaultPlan};
 use crate::time::{Instant, sleep};
 
 mod cluster;
+mod strikes;
 
 use cluster::{call, serve_echo};
 
