@@ -170,7 +170,7 @@ impl Disk {
         let happened = [
             (losses.reordered(), FaultKind::ReorderedWrite),
             (losses.any(), FaultKind::LostUnsyncedWrite),
-            (losses.torn, FaultKind::TornWrite),
+            (rules.tear && losses.torn(), FaultKind::TornWrite),
         ];
         for (_, kind) in happened.into_iter().filter(|(happened, _)| *happened) {
             chaos.struck(kind);

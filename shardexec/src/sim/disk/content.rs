@@ -104,27 +104,38 @@ pub(super) struct CrashRules {
 }
 
 /// What a crash did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Losses {
-    pub torn: bool,
-    pub kept_seq_max: u64,
-    pub lost_seq_min: u64,
+    torn_page: bool,
+    lost_seq_min: u64,
+    /// Writes of which some page is there, and of which some page is not.
+    kept: BTreeSet<u64>,
+    lost: BTreeSet<u64>,
 }
 
 impl Default for Losses {
     fn default() -> Losses {
-        Losses { torn: false, kept_seq_max: 0, lost_seq_min: u64::MAX }
+        Losses { torn_page: false, lost_seq_min: u64::MAX, kept: BTreeSet::new(), lost: BTreeSet::new() }
     }
 }
 
 impl Losses {
+    fn lose(&mut self, seq: u64) {
+        self.lost_seq_min = self.lost_seq_min.min(seq);
+    }
+
     pub fn any(&self) -> bool {
         self.lost_seq_min != u64::MAX
     }
 
     /// A write is there although an earlier one is not.
     pub fn reordered(&self) -> bool {
-        self.kept_seq_max > self.lost_seq_min
+        self.kept.last().is_some_and(|&last| last > self.lost_seq_min)
+    }
+
+    /// A write is there in part.
+    pub fn torn(&self) -> bool {
+        self.torn_page || self.kept.intersection(&self.lost).next().is_some()
     }
 }
 
@@ -391,7 +402,7 @@ impl Content {
             Style::Subset => rng.index(self.lengths.len() + 1),
         };
         if let Some(&(lost, _)) = self.lengths.get(kept) {
-            losses.lost_seq_min = losses.lost_seq_min.min(lost);
+            losses.lose(lost);
         }
         kept.checked_sub(1).map_or((0, self.durable_len), |at| self.lengths[at])
     }
@@ -405,41 +416,48 @@ fn page_after(durable: &Page, versions: &[Version], rules: CrashRules, rng: &mut
         Style::Subset => rng.index(versions.len() + 1),
     };
     let before = kept.checked_sub(1).map_or(durable, |at| &versions[at].page);
-    if kept > 0 {
-        losses.kept_seq_max = losses.kept_seq_max.max(versions[kept - 1].seq);
-    }
-    let Some(lost) = versions.get(kept) else { return before.clone() };
-    losses.lost_seq_min = losses.lost_seq_min.min(lost.seq);
+    losses.kept.extend(kept.checked_sub(1).map(|at| versions[at].seq));
+    let [lost, later @ ..] = &versions[kept..] else { return before.clone() };
+    losses.lost.extend(later.iter().map(|version| version.seq));
     let tears = rules.tear
         && match rules.style {
             Style::Keep => false,
             Style::Prefix(cut) => lost.seq == cut,
             Style::Subset => rng.coin(),
         };
-    if !tears {
-        return before.clone();
+    let (old, new) = (bytes_of(before), bytes_of(&lost.page));
+    let found = if tears { tear(old, new, rules.sector, rng) } else { *old };
+    if tears && found == *new {
+        losses.kept.insert(lost.seq);
+    } else {
+        losses.lose(lost.seq);
+        losses.lost.insert(lost.seq);
+        losses.torn_page |= found != *old;
     }
-    let torn = tear(bytes_of(before), bytes_of(&lost.page), rules.sector, rng);
-    losses.torn |= torn != *bytes_of(before) && torn != *bytes_of(&lost.page);
-    page_of(&torn)
+    page_of(&found)
 }
 
-/// A page whose write was cut off: some sectors are new, in order or not, and one may be half of each.
+/// A page whose write was cut off: some sectors are new, in order or not, or one is half of each. Where old and new are the same there
+/// is nothing to see, so only what lies between the first and the last difference is torn.
 fn tear(old: &[u8; PAGE], new: &[u8; PAGE], sector: usize, rng: &mut Rng) -> [u8; PAGE] {
+    let differs = |at: &usize| old[*at] != new[*at];
+    let (Some(first), Some(last)) = ((0..PAGE).find(differs), (0..PAGE).rev().find(differs)) else { return *old };
+    let sectors = first / sector..last / sector + 1;
     let mut torn = *old;
-    if rng.coin() {
-        let until = rng.index(PAGE / sector + 1) * sector;
-        torn[..until].copy_from_slice(&new[..until]);
-    } else {
-        for at in (0..PAGE).step_by(sector).filter(|_| rng.coin()).collect::<Vec<_>>() {
-            torn[at..at + sector].copy_from_slice(&new[at..at + sector]);
+    let mut renew = |range: Range<usize>| torn[range.clone()].copy_from_slice(&new[range]);
+    match rng.below(4) {
+        0 => renew(0..(sectors.start + rng.index(sectors.len() + 1)) * sector),
+        1 => sectors
+            .filter(|_| rng.coin())
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|at| renew(at * sector..(at + 1) * sector)),
+        2 => renew(0..first + rng.index(last - first + 1) + 1),
+        _ => {
+            // The end of one sector is there, and its start is not.
+            let cut = first + rng.index(last - first + 1);
+            renew(cut..(cut / sector + 1) * sector);
         }
-    }
-    if rng.coin() {
-        let start = rng.index(PAGE / sector) * sector;
-        let until = start + rng.index(sector + 1);
-        torn[start..until].copy_from_slice(&new[start..until]);
-        torn[until..start + sector].copy_from_slice(&old[until..start + sector]);
     }
     torn
 }
