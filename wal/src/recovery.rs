@@ -24,7 +24,7 @@ use crate::file::{
     FileName, LogShape, SegmentFile, adopt_spare, create_spare, free_segment, open_segment, parse_name, segment_name,
     sync_dir,
 };
-use crate::format::{RecordHeader, SegmentCrc, SegmentHeader, SegmentHeaderFault};
+use crate::format::{RecordHeader, SegmentCrc, SegmentHeader, SegmentHeaderFault, is_part_of_magic};
 use crate::inner::{Resume, Spare, Told};
 use crate::limits::{BLOCK_BYTES, DATA_OFFSET};
 use crate::options::WalOptions;
@@ -250,12 +250,12 @@ async fn check_segment(
     Ok(())
 }
 
-/// A spare holds nothing that is needed, but it must be ours: zeros at its head, or a segment's header.
+/// A spare holds nothing that is needed, but it must be ours: zeros at its head, or a segment's header, or what a power cut left of one.
 async fn check_spare(path: &Path) -> Result<Option<SegmentHeader>, WalError> {
     let (head, _) = read_head(path).await?;
     match SegmentHeader::decode(&head) {
         Ok(header) => Ok(Some(header)),
-        Err(SegmentHeaderFault::Magic { found }) if head.iter().any(|&byte| byte != 0) => {
+        Err(SegmentHeaderFault::Magic { found }) if !is_part_of_magic(found) => {
             let reason = Foreign::Header(SegmentHeaderFault::Magic { found });
             Err(WalError::Foreign { path: path.to_owned(), reason })
         }

@@ -18,6 +18,7 @@ pub use payload::{
 };
 pub use record::{HeaderFault, RecordHeader, RecordKind, decode_header, payload_intact, record_bytes};
 pub use seal::{Seal, SealEntry, TrailerHash, kinds};
+pub(crate) use segment::is_part_of_magic;
 pub use segment::{MAGIC, REVISION, Revision, SegmentHeader, SegmentHeaderFault};
 
 #[cfg(test)]

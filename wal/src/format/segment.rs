@@ -153,6 +153,11 @@ impl SegmentHeader {
     }
 }
 
+/// Whether `found` is our magic number with some of its bytes still zero: a header that was being written when the power failed.
+pub(crate) fn is_part_of_magic(found: u32) -> bool {
+    found.to_le_bytes().iter().zip(MAGIC.to_le_bytes()).all(|(&byte, ours)| byte == 0 || byte == ours)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
