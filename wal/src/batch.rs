@@ -131,9 +131,14 @@ impl Batch {
         end + BLOCK_BYTES <= self.segment_bytes
     }
 
+    /// Whether the table lists as many groups as it can.
+    pub fn is_table_full(&self) -> bool {
+        self.table.len() >= SEAL_GROUPS_MAX
+    }
+
     /// Whether the table can list `group`.
     pub fn fits_table(&self, group: &Group) -> bool {
-        group.row.batch == self.number || self.table.len() < SEAL_GROUPS_MAX
+        group.row.batch == self.number || !self.is_table_full()
     }
 
     /// Adds a record. Returns its offset in the segment and its LSN. The group's state must already be the one after the record.
@@ -142,12 +147,11 @@ impl Batch {
         assert!(self.fits_segment(payload_bytes), "the caller rotates first");
         let (lsn, at) = (self.next_lsn, self.buf.len());
         let payload_at = at + RECORD_HEADER_BYTES;
-        self.buf.resize(payload_at);
-        for part in draft.parts {
-            debug_assert!(self.buf.len().is_multiple_of(RECORD_ALIGN) || part.is_empty());
-            self.buf.extend_from_slice(part);
-        }
+        debug_assert!(draft.parts[0].len().is_multiple_of(RECORD_ALIGN) || draft.parts[1].is_empty());
         self.buf.resize(at + record_bytes(payload_bytes));
+        let (first, second) = self.buf[payload_at..payload_at + payload_bytes].split_at_mut(draft.parts[0].len());
+        first.copy_from_slice(draft.parts[0]);
+        second.copy_from_slice(draft.parts[1]);
         let header = RecordHeader {
             kind: draft.kind,
             entry_kind: draft.entry_kind,

@@ -291,14 +291,15 @@ impl Inner {
 
     /// Finds a group, or makes room for a new one.
     pub fn ensure_group(&mut self, id: GroupId) -> Result<&mut Group, WalError> {
-        if !self.state.groups.contains_key(&id) {
-            let (groups, limit) = (self.state.groups.len(), checkpoint_bytes_max(self.options.segment_bytes));
-            let bytes = record_bytes(Group::default().checkpoint_bytes());
-            if groups >= GROUPS_MAX || self.state.checkpoint_bytes + bytes > limit {
-                return Err(WalError::TooManyGroups { groups, limit });
-            }
-            self.state.checkpoint_bytes += bytes;
+        if self.state.groups.contains_key(&id) {
+            return Ok(self.state.groups.get_mut(&id).expect("just seen"));
         }
+        let (groups, limit) = (self.state.groups.len(), checkpoint_bytes_max(self.options.segment_bytes));
+        let bytes = record_bytes(Group::default().checkpoint_bytes());
+        if groups >= GROUPS_MAX || self.state.checkpoint_bytes + bytes > limit {
+            return Err(WalError::TooManyGroups { groups, limit });
+        }
+        self.state.checkpoint_bytes += bytes;
         Ok(self.state.groups.entry(id).or_default())
     }
 
@@ -340,8 +341,8 @@ impl Inner {
 
     /// Sees to it that the batch takes a record of `group` with `payload_bytes`. Admission has made sure that it can.
     pub fn make_room(&mut self, group: GroupId, payload_bytes: usize) {
-        let known = &self.state.groups[&group];
-        if self.batch.len() >= BATCH_BYTES_TARGET || !self.batch.fits_table(known) {
+        let listed = || self.batch.fits_table(&self.state.groups[&group]);
+        if self.batch.len() >= BATCH_BYTES_TARGET || (self.batch.is_table_full() && !listed()) {
             self.seal();
         }
         if !self.batch.fits_segment(payload_bytes) {

@@ -27,7 +27,8 @@ pub struct WalOptions {
     /// Batch writes in flight at once.
     pub writes_in_flight: usize,
     /// While a write is in flight, the next batch goes out early only once it holds this many bytes; otherwise it gathers until a
-    /// write ends.
+    /// write ends. Large enough that a write's fixed cost is spread over hundreds of records, small enough that a thousand writers
+    /// make two batches, of which one is filled while the other is written.
     pub gather_bytes: usize,
     /// Bypass of the page cache.
     pub direct: Direct,
@@ -46,7 +47,7 @@ impl Default for WalOptions {
             segments_prewritten: 1,
             pending_bytes_max: 16 << 20,
             writes_in_flight: 4,
-            gather_bytes: 0,
+            gather_bytes: 96 << 10,
             direct: Direct::Auto,
             mark_delay: Duration::from_millis(1),
             cache_bytes: 32 << 20,

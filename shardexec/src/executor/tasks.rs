@@ -85,7 +85,8 @@ impl TaskHeader {
 
     /// The task's id, once the header has left the injection list.
     pub fn leave_injection_list(&self) -> TaskId {
-        self.in_injection_list.store(false, Ordering::Release);
+        // A swap, not a store: it reads the last waker's swap, so that what this waker wrote before is seen by the poll that follows.
+        self.in_injection_list.swap(false, Ordering::AcqRel);
         self.id
     }
 }
