@@ -7,7 +7,6 @@ use gristmill_bench::disk;
 use gristmill_bench::goals::{Bound, Comparison, Report, Settings};
 use gristmill_bench::raw_ring::RawRing;
 use gristmill_bench::wal::LogUnderTest;
-use gristmill_shardexec::buf::AlignedBuf;
 
 /// Bytes of the entry whose latency is promised.
 const ONE_BYTES: usize = 4096;
@@ -25,7 +24,6 @@ const FILE_BYTES: u64 = 64 << 20;
 struct Bench {
     log: LogUnderTest,
     ring: RawRing,
-    block: AlignedBuf,
     #[cfg(feature = "peers")]
     raft_engine: gristmill_bench::wal::RaftEngine,
 }
@@ -35,21 +33,9 @@ impl Bench {
         Bench {
             log: LogUnderTest::create(&dir.join("log")),
             ring: RawRing::create(&dir.join("raw"), FILE_BYTES),
-            block: AlignedBuf::zeroed(ONE_BYTES),
             #[cfg(feature = "peers")]
             raft_engine: gristmill_bench::wal::RaftEngine::create(&dir.join("raft-engine")),
         }
-    }
-
-    fn ring_us(&mut self, writes: usize) -> f64 {
-        let samples: Vec<f64> = (0..writes)
-            .map(|_| {
-                let began = std::time::Instant::now();
-                self.ring.append(&self.block);
-                began.elapsed().as_secs_f64() * 1e6
-            })
-            .collect();
-        gristmill_bench::goals::median(&samples)
     }
 }
 
@@ -74,7 +60,7 @@ fn main() {
                 &short,
                 &mut bench,
                 |bench| bench.log.one_by_one_us(ONE_BYTES, appends),
-                |bench| bench.ring_us(appends),
+                |bench| bench.ring.one_by_one_us(ONE_BYTES, appends),
             ),
     );
     report.add(
@@ -122,7 +108,7 @@ fn criterion_rows(settings: &Settings, bench: &mut Bench) {
     group.throughput(Throughput::Bytes(ONE_BYTES as u64));
     group.bench_function("raw-ring-4096", |bencher| {
         bencher.iter_custom(|iterations| {
-            let us = bench.ring_us(iterations.clamp(50, 4_000) as usize);
+            let us = bench.ring.one_by_one_us(ONE_BYTES, iterations.clamp(50, 4_000) as usize);
             Duration::from_secs_f64(us / 1e6 * iterations as f64)
         });
     });

@@ -8,10 +8,13 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Instant;
 
 use gristmill_shardexec::buf::AlignedBuf;
 use io_uring::{IoUring, opcode, types};
 use rustix::fs::OFlags;
+
+use crate::goals::median;
 
 /// Bytes of one write of zeros.
 const ZERO_CHUNK_BYTES: usize = 1 << 20;
@@ -30,8 +33,7 @@ impl RawRing {
     /// # Panics
     /// Where the file system or the kernel refuses either: a floor that is none must not be measured.
     pub fn create(path: &Path, file_bytes: u64) -> RawRing {
-        let mut zeros = AlignedBuf::zeroed(ZERO_CHUNK_BYTES);
-        zeros.set_len(ZERO_CHUNK_BYTES);
+        let zeros = AlignedBuf::zeroed(ZERO_CHUNK_BYTES);
         let mut file = File::create_new(path).expect("a new file");
         for _ in 0..file_bytes / ZERO_CHUNK_BYTES as u64 {
             file.write_all(&zeros).expect("room for a segment");
@@ -52,8 +54,19 @@ impl RawRing {
         RawRing { ring, file, file_bytes: file_bytes / ZERO_CHUNK_BYTES as u64 * ZERO_CHUNK_BYTES as u64, next: 0 }
     }
 
+    /// Median microseconds of `writes` writes of `bytes`, one after the other.
+    pub fn one_by_one_us(&mut self, bytes: usize, writes: usize) -> f64 {
+        let block = AlignedBuf::zeroed(bytes);
+        let write = |_| {
+            let began = Instant::now();
+            self.append(&block);
+            began.elapsed().as_secs_f64() * 1e6
+        };
+        median(&(0..writes).map(write).collect::<Vec<_>>())
+    }
+
     /// Writes `buf` behind the last write, from the beginning again when the file ends, and waits until it is durable.
-    pub fn append(&mut self, buf: &AlignedBuf) {
+    fn append(&mut self, buf: &AlignedBuf) {
         let bytes = buf.len() as u64;
         if self.next + bytes > self.file_bytes {
             self.next = 0;

@@ -124,11 +124,6 @@ impl LogUnderTest {
             appended as f64 / took.as_secs_f64()
         })
     }
-
-    /// Segments that were made from freed ones so far.
-    pub fn recycled(&mut self) -> u64 {
-        self.log.wal.stats().recycled
-    }
 }
 
 impl Drop for LogUnderTest {
