@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use gristmill_bench::disk;
-use gristmill_bench::goals::{Bound, Comparison, Report, Settings};
+use gristmill_bench::goals::{Bound, Comparison, Report, Settings, median};
 use gristmill_bench::raft::{GroupUnderTest, Machine, Store};
 
 /// Bytes of the value that each proposal puts.
@@ -32,19 +32,17 @@ fn main() {
     }
     let span = settings.pick(Duration::from_secs(2), Duration::from_millis(50));
     let mut report = Report::new(&settings);
-    let target = |name: &str| Comparison::new(name, "per-s", "target").goal(Bound::AtLeast(1.0));
-    report.add(target("raft-proposals-1024").measure_against_target(
-        &settings,
-        &mut on_log,
-        |group| group.proposals_per_s(IN_FLIGHT, span),
-        TARGET_PER_S,
-    ));
-    report.add(target("raft-proposals-1024-applied-to-state").measure_against_target(
-        &settings,
-        &mut with_state,
-        |group| group.proposals_per_s(IN_FLIGHT, span),
-        TARGET_PER_S,
-    ));
+    report.add(
+        Comparison::new("raft-proposals-1024", "per-s", "target").goal(Bound::AtLeast(1.0)).measure_against_target(
+            &settings,
+            &mut on_log,
+            |group| group.proposals_per_s(IN_FLIGHT, span),
+            TARGET_PER_S,
+        ),
+    );
+    // No goal of its own: what apply adds to consensus and the log.
+    let applied: Vec<f64> = (0..settings.rounds).map(|_| with_state.proposals_per_s(IN_FLIGHT, span)).collect();
+    eprintln!("# the same, applied to the state of a shard in a client's session: {:.0} per s", median(&applied));
     report.print();
 }
 
