@@ -1,17 +1,18 @@
 //! Tickets, links and retries of the blocking client: what happens between `submit` and `wait`.
 //!
 //! ```text
-//!   submit ─▶ queue (due at once) ─▶ link ─▶ in flight ─▶ done ─▶ wait
+//!   submit ─▶ queue (due at once) ─▶ link ─▶ in flight ─▶ the ticket's slot ─▶ wait
 //!                  ▲                                │ retriable, time left
 //!                  └──────── after a pause ─────────┘
 //! ```
 //!
-//! Invariants: a ticket is in exactly one of queue, a link, done; a call is sent with the same session and sequence
-//! each time; nothing waits beyond its deadline. Time is milliseconds since the client was made.
+//! Invariants: a pending ticket is in exactly one of queue and a link; the engine holds pending calls only, an answer
+//! belongs to its ticket and goes with it; a call is sent with the same session and sequence each time; nothing waits
+//! beyond its deadline. Time is milliseconds since the client was made.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::link::{Link, open, poll_fd, wait};
@@ -35,15 +36,30 @@ enum Target {
     Core(u16),
 }
 
+/// Where a ticket finds its answer: `None` before it is there and after it was taken.
+#[derive(Debug, Default)]
+pub(super) struct Slot(Mutex<Option<Result<Body, ClientError>>>);
+
+impl Slot {
+    fn put(&self, answer: Result<Body, ClientError>) {
+        let before = self.0.lock().expect("nothing panics while holding it").replace(answer);
+        assert!(before.is_none(), "a ticket is answered once");
+    }
+
+    fn take(&self) -> Option<Result<Body, ClientError>> {
+        self.0.lock().expect("nothing panics while holding it").take()
+    }
+}
+
+/// A call that is not answered yet.
 #[derive(Debug)]
 struct Entry {
     call: Call,
     deadline: u64,
     attempts: u32,
     last: Option<ClientError>,
-    answer: Option<Result<Body, ClientError>>,
     /// Dies with the caller's ticket; an answer that nobody can fetch is dropped.
-    alive: Weak<()>,
+    slot: Weak<Slot>,
 }
 
 #[derive(Debug)]
@@ -56,7 +72,6 @@ pub(super) struct Engine {
     down: BTreeMap<Target, u64>,
     entries: BTreeMap<u64, Entry>,
     queue: BTreeSet<(u64, u64)>,
-    pending: usize,
     next_ticket: u64,
     session: Session,
     jitter: Jitter,
@@ -75,7 +90,6 @@ impl Engine {
             down: BTreeMap::new(),
             entries: BTreeMap::new(),
             queue: BTreeSet::new(),
-            pending: 0,
             next_ticket: 1,
             session: Session::new(random),
             jitter: Jitter::new(random.rotate_left(32)),
@@ -107,31 +121,32 @@ impl Engine {
     }
 
     /// Takes on a call; waits while as many are pending as may be in flight.
-    pub(super) fn submit(&mut self, call: Call) -> (u64, Arc<()>) {
-        while self.pending >= self.options.in_flight_max.max(1) as usize {
+    pub(super) fn submit(&mut self, call: Call) -> (u64, Arc<Slot>) {
+        while self.entries.len() >= self.options.in_flight_max.max(1) as usize {
             self.turn(None);
         }
-        let (ticket, alive, now) = (self.next_ticket, Arc::new(()), self.now());
+        let (ticket, slot, now) = (self.next_ticket, Arc::new(Slot::default()), self.now());
         self.next_ticket += 1;
         let deadline = now.saturating_add(millis(self.options.request_timeout));
-        let entry = Entry { call, deadline, attempts: 0, last: None, answer: None, alive: Arc::downgrade(&alive) };
+        let entry = Entry { call, deadline, attempts: 0, last: None, slot: Arc::downgrade(&slot) };
         self.entries.insert(ticket, entry);
-        self.pending += 1;
         self.queue.insert((now, ticket));
         self.send_due();
         if self.links.values().map(Link::output_bytes).sum::<usize>() >= FLUSH_BYTES {
             self.pump();
         }
-        (ticket, alive)
+        (ticket, slot)
     }
 
     /// Waits for a ticket's answer.
-    pub(super) fn wait(&mut self, ticket: u64) -> Result<Body, ClientError> {
+    pub(super) fn wait(&mut self, ticket: u64, slot: &Arc<Slot>) -> Result<Body, ClientError> {
         loop {
-            let entry = self.entries.get_mut(&ticket).ok_or(ClientError::UnknownTicket)?;
-            if let Some(answer) = entry.answer.take() {
-                self.entries.remove(&ticket);
+            if let Some(answer) = slot.take() {
                 return answer;
+            }
+            // Another client's ticket may bear the same number.
+            if self.entries.get(&ticket).is_none_or(|entry| entry.slot.as_ptr() != Arc::as_ptr(slot)) {
+                return Err(ClientError::UnknownTicket);
             }
             self.turn(Some(ticket));
         }
@@ -148,7 +163,7 @@ impl Engine {
         let sent_at = self.send_due();
         let moved = self.pump();
         self.expire();
-        let answered = ticket.is_some_and(|ticket| self.entries.get(&ticket).is_none_or(|e| e.answer.is_some()));
+        let answered = ticket.is_some_and(|ticket| !self.entries.contains_key(&ticket));
         if moved || answered {
             return;
         }
@@ -345,20 +360,23 @@ impl Engine {
     }
 
     fn finish(&mut self, ticket: u64, answer: Result<Body, ClientError>) {
-        let entry = self.entries.get_mut(&ticket).expect("pending tickets have entries");
-        assert!(entry.answer.is_none(), "a ticket is answered once");
-        self.pending -= 1;
-        if entry.call.session != SessionId::NONE {
+        let entry = self.entries.remove(&ticket).expect("pending tickets have entries");
+        // Another client's ticket that was resubmitted here is numbered in that client's session.
+        if entry.call.session == self.session.id() {
             self.session.resolve(entry.call.sequence);
         }
-        if entry.alive.strong_count() == 0 {
-            self.entries.remove(&ticket);
-        } else {
-            entry.answer = Some(answer);
+        if let Some(slot) = entry.slot.upgrade() {
+            slot.put(answer);
         }
     }
 
-    /// Tickets that are pending or answered and not fetched.
+    /// Writes of this client's session that may still be sent.
+    #[cfg(test)]
+    pub(super) fn unresolved_writes(&self) -> usize {
+        self.session.unresolved()
+    }
+
+    /// Calls that the engine holds.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
         self.entries.len()
@@ -410,8 +428,8 @@ mod tests {
             session: SessionId::NONE,
             sequence: 0,
         };
-        let (deadline, alive) = (1_000_000, Weak::new());
-        engine.entries.insert(1, Entry { call, deadline, attempts: 1, last: None, answer: None, alive });
+        let (deadline, slot) = (1_000_000, Weak::new());
+        engine.entries.insert(1, Entry { call, deadline, attempts: 1, last: None, slot });
         engine.queue.insert((5, 1));
         assert_eq!(engine.patience(3, 3), Duration::from_millis(2));
         assert_eq!(engine.patience(4, 6), Duration::ZERO);

@@ -27,7 +27,7 @@ use std::marker::PhantomData;
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
 
-use engine::Engine;
+use engine::{Engine, Slot};
 
 use crate::body::Body;
 use crate::client::{ClientError, ClientOptions, RouteMap, prepare};
@@ -51,7 +51,7 @@ pub struct Client {
 pub struct Ticket<R> {
     number: u64,
     call: Call,
-    _alive: Arc<()>,
+    slot: Arc<Slot>,
     reply: PhantomData<fn() -> R>,
 }
 
@@ -103,8 +103,8 @@ impl Client {
     }
 
     fn submit_call<R>(&mut self, call: Call) -> Ticket<R> {
-        let (number, alive) = self.engine.submit(call.clone());
-        Ticket { number, call, _alive: alive, reply: PhantomData }
+        let (number, slot) = self.engine.submit(call.clone());
+        Ticket { number, call, slot, reply: PhantomData }
     }
 
     /// Sends what was submitted, without waiting for answers.
@@ -119,7 +119,7 @@ impl Client {
 
     /// Waits for a call's answer and gives its body as it came, to be read in place.
     pub fn wait_body<R: Message>(&mut self, ticket: &Ticket<R>) -> Result<Body, ClientError> {
-        self.engine.wait(ticket.number)
+        self.engine.wait(ticket.number, &ticket.slot)
     }
 
     /// Makes a call and waits for its answer.

@@ -300,3 +300,43 @@ fn answers_that_nobody_waits_for_are_dropped() {
     assert_eq!(server.world().applied, 100);
     assert_eq!(client.engine.kept(), 0);
 }
+
+/// The engine looked whether a ticket was alive only when its answer came in; a ticket that was dropped afterwards left
+/// its answer behind for ever.
+#[test]
+fn an_answer_goes_with_its_ticket() {
+    let server = FakeServer::start(1, 1);
+    let mut client = connect(&server);
+    let ticket = client.submit(&Command { operations: vec![Operation::put("a", b"k", b"v")] }).expect("valid");
+    client.get("a", b"k").expect("served").expect("there"); // one connection keeps the order: the put is answered
+    drop(ticket);
+    assert_eq!(client.engine.kept(), 0);
+}
+
+#[test]
+fn a_ticket_is_answered_by_the_client_that_gave_it() {
+    let server = FakeServer::start(1, 1);
+    let (mut client, mut other) = (connect(&server), connect(&server));
+    server.script([Fault::Silence]);
+    let write = Command { operations: vec![Operation::put("a", b"k", b"v")] };
+    let (ticket, same_number) = (client.submit(&write).expect("valid"), other.submit(&write).expect("valid"));
+    assert_eq!(client.wait(&same_number), Err(ClientError::UnknownTicket));
+    client.get("a", b"k").expect("served");
+    drop(ticket);
+}
+
+/// A ticket of another client resolved the write of the same number in this client's session, so that the session's
+/// window no longer covered it.
+#[test]
+fn anothers_ticket_leaves_the_session_alone() {
+    let server = FakeServer::start(1, 1);
+    let (mut client, mut other) = (connect(&server), connect(&server));
+    let write = Command { operations: vec![Operation::put("a", b"k", b"v")] };
+    let theirs = other.submit(&write).expect("valid");
+    other.wait(&theirs).expect("served");
+    server.script([Fault::Silence]);
+    let _unanswered = client.submit(&write).expect("valid");
+    let again = client.resubmit(&theirs);
+    assert!(client.wait(&again).expect("served").duplicate);
+    assert_eq!(client.engine.unresolved_writes(), 1, "ours is still under way");
+}
