@@ -119,7 +119,7 @@ pub struct FrameHeader {
     pub shard: ShardId,
     /// The sender gives up after this many milliseconds; 0 means never.
     pub deadline_ms: u32,
-    /// Chosen by the client, returned with the answer.
+    /// Chosen by the client, not 0, returned with the answer.
     pub correlation: u64,
     /// The client's session, or [`SessionId::NONE`].
     pub session: SessionId,
@@ -131,7 +131,7 @@ pub struct FrameHeader {
     pub body_crc: u32,
 }
 
-/// Why bytes are not a frame that this side takes. Two of them are final for the connection ([`FrameError::fatal`]).
+/// Why bytes are not a frame that this side takes. Three of them are final for the connection ([`FrameError::fatal`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
@@ -163,6 +163,9 @@ pub enum FrameError {
         /// What stood there.
         found: u16,
     },
+    /// A client's frame bears the correlation that stands for the connection as a whole.
+    #[error("correlation 0 is reserved; number requests from 1")]
+    Correlation,
     /// The body is longer than the limit.
     #[error("frame body of {length} bytes is over the limit of {limit}; split the batch or shorten the value")]
     TooLarge {
@@ -182,10 +185,11 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// Where this frame ends and the next begins is lost, so the connection must close. The other errors stand in a
-    /// header whose CRC holds: the length is known, the body can be skipped and the connection goes on.
+    /// Where this frame ends and the next begins is lost, or no answer could say what it answers, so the connection must
+    /// close. The other errors stand in a header whose CRC holds: the length is known, the body can be skipped and the
+    /// connection goes on.
     pub fn fatal(self) -> bool {
-        matches!(self, FrameError::Magic { .. } | FrameError::HeaderCrc { .. })
+        matches!(self, FrameError::Magic { .. } | FrameError::HeaderCrc { .. } | FrameError::Correlation)
     }
 
     /// The code that tells the peer.
@@ -196,6 +200,7 @@ impl FrameError {
             FrameError::Magic { .. }
             | FrameError::HeaderCrc { .. }
             | FrameError::Flags { .. }
+            | FrameError::Correlation
             | FrameError::BodyCrc { .. } => ErrorCode::BadFrame,
         }
     }

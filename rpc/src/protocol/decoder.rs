@@ -46,6 +46,15 @@ pub enum Decoded {
     },
 }
 
+impl Decoded {
+    /// The header, which is intact.
+    pub fn header(&self) -> &FrameHeader {
+        match self {
+            Decoded::Frame(Frame { header, .. }) | Decoded::Refused { header, .. } => header,
+        }
+    }
+}
+
 /// An incremental decoder for one direction of one connection.
 #[derive(Debug)]
 pub struct FrameDecoder {
@@ -90,6 +99,12 @@ impl FrameDecoder {
     pub fn set_body_bytes_max(&mut self, body_bytes_max: u32) {
         assert!(body_bytes_max <= FRAME_BODY_BYTES_MAX, "a limit over FRAME_BODY_BYTES_MAX");
         self.body_bytes_max = body_bytes_max;
+    }
+
+    /// Takes no more: every later call of [`Self::decode`] returns this error, and so does this one.
+    pub(crate) fn give_up(&mut self, error: FrameError) -> FrameError {
+        self.state = State::Dead(error);
+        error
     }
 
     /// Takes bytes off the front of `input` until a frame is complete. `None` when the input is used up.
@@ -164,10 +179,7 @@ impl FrameDecoder {
     fn header(&mut self, bytes: &[u8; FRAME_HEADER_BYTES], input: &mut &[u8]) -> Result<Option<Decoded>, FrameError> {
         let header = match FrameHeader::parse(bytes) {
             Ok(header) => header,
-            Err(error) => {
-                self.state = State::Dead(error);
-                return Err(error);
-            }
+            Err(error) => return Err(self.give_up(error)),
         };
         if let Err(error) = header.check(self.body_bytes_max) {
             self.state = State::Skip { left: header.body_length };

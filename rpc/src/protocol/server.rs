@@ -119,7 +119,7 @@ impl ServerConnection {
     /// An error is final: send the output, which holds the reason, and close.
     pub fn receive(&mut self, input: &mut &[u8]) -> Result<Option<Request>, FrameError> {
         loop {
-            match self.decoder.decode(input) {
+            match self.decode(input) {
                 Ok(None) => return Ok(None),
                 Ok(Some(Decoded::Frame(frame))) => {
                     if let Some(request) = self.frame(frame) {
@@ -189,6 +189,15 @@ impl ServerConnection {
     /// Whether a frame has begun and not ended: a close now is a truncation.
     pub fn mid_frame(&self) -> bool {
         self.decoder.mid_frame()
+    }
+
+    /// The next frame. Correlation 0 stands for the connection as a whole, so a frame that bears it cannot be answered.
+    fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Decoded>, FrameError> {
+        let decoded = self.decoder.decode(input)?;
+        if decoded.as_ref().is_some_and(|decoded| decoded.header().correlation == 0) {
+            return Err(self.decoder.give_up(FrameError::Correlation));
+        }
+        Ok(decoded)
     }
 
     fn frame(&mut self, frame: Frame) -> Option<Request> {

@@ -173,6 +173,23 @@ fn a_lost_frame_border_is_told_and_final() {
     }
 }
 
+/// Correlation 0 was taken, so the answer read like an end of the connection to the client.
+#[test]
+fn correlation_zero_is_refused() {
+    let foreign = FrameHeader { version: 2, ..FrameHeader::for_body(MessageType::Get, 0, b"") };
+    let mut damaged = frame(MessageType::Get, 0, &get());
+    *damaged.last_mut().expect("bytes") ^= 1;
+    for bytes in [frame(MessageType::Get, 0, &get()), foreign.encode().to_vec(), damaged] {
+        let mut connection = greeted();
+        let error = connection.receive(&mut &bytes[..]).expect_err("reserved");
+        assert_eq!((error, error.fatal()), (FrameError::Correlation, true));
+        assert!(one_error(&mut connection, 0, ErrorCode::BadFrame).contains("number requests from 1"));
+        assert_eq!(connection.receive(&mut &frame(MessageType::Get, 1, &get())[..]), Err(error));
+    }
+    let mut connection = connection();
+    connection.receive(&mut &frame(MessageType::Hello, 0, &hello(1, 1))[..]).expect_err("reserved in the hello, too");
+}
+
 #[test]
 fn surplus_requests_are_told_to_wait() {
     let mut connection = greeted();
@@ -202,7 +219,7 @@ fn the_bytes_in_flight_are_bounded() {
 fn replies_that_nobody_fetches_stop_the_input() {
     let mut connection = greeted();
     let reply = Body::copy_from(&vec![0; FRAME_BODY_BYTES_MAX as usize]);
-    for correlation in 0..2 {
+    for correlation in 1..=2 {
         assert!(connection.wants_input());
         let requests = receive(&mut connection, &frame(MessageType::Scan, correlation, &get()));
         connection.reply(requests[0].accepted, &reply);
