@@ -156,7 +156,7 @@ where
 }
 
 /// `ArchivedHello` out of `gristmill_rpc::schema::ArchivedHello`.
-fn short_name(name: &'static str) -> &'static str {
+pub(crate) fn short_name(name: &'static str) -> &'static str {
     let name = name.rsplit("::").next().unwrap_or(name);
     name.strip_prefix("Archived").unwrap_or(name)
 }

@@ -5,7 +5,7 @@ use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::Failure;
 use rkyv::{Archive, Deserialize, Portable, Serialize};
 
-use crate::body::{Body, BodyError, BodySerializer, BodyValidator, access};
+use crate::body::{Body, BodyError, BodySerializer, BodyValidator, access, short_name};
 use crate::frame::MessageType;
 use crate::schema::{
     Command, ErrorReply, GetGrainReply, GetGrainRequest, GetReply, GetRequest, Hello, HelloReply, RecallReply,
@@ -39,7 +39,7 @@ pub trait RequestMessage: Message {
 pub fn read<M: Message>(body: &Body) -> Result<M, BodyError> {
     let archived = access::<M::Archived>(body)?;
     rkyv::deserialize::<M, Failure>(archived)
-        .map_err(|Failure| BodyError::Invalid { expected: std::any::type_name::<M>(), length: body.len() })
+        .map_err(|Failure| BodyError::Invalid { expected: short_name(std::any::type_name::<M>()), length: body.len() })
 }
 
 macro_rules! messages {

@@ -267,7 +267,7 @@ pub struct RecallRequest {
     pub limit: u32,
     /// Candidates that each leg contributes; 0 means `limits::RECALL_CANDIDATES_DEFAULT`.
     pub candidates: u32,
-    /// Return the grains' text and payload with the hits.
+    /// Return the grains with the hits: whole grains, best hits first, while they fit into one answer.
     pub with_grains: bool,
 }
 
@@ -311,7 +311,8 @@ pub struct SearchHit {
     pub vector: Option<LegHit>,
     /// What the relation leg said (score = number of matching relations).
     pub relation: Option<LegHit>,
-    /// The grain, where it was asked for.
+    /// The grain, where it was asked for and fits: the grains of one answer take 6 MiB at the most, and a hit whose grain
+    /// finds no room comes without. `GetGrain` brings it.
     pub grain: Option<Grain>,
 }
 

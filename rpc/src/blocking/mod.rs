@@ -11,7 +11,7 @@
 //! ```no_run
 //! use gristmill_rpc::blocking::Client;
 //! # fn main() -> Result<(), gristmill_rpc::client::ClientError> {
-//! let mut client = Client::connect("127.0.0.1:7227")?;
+//! let mut client = Client::connect("127.0.0.1:7171")?;
 //! client.put("tenant-7", b"k", b"v")?;
 //! assert_eq!(client.get("tenant-7", b"k")?.expect("just written").value, b"v");
 //! # Ok(())

@@ -11,7 +11,7 @@
 //! ```no_run
 //! # async fn example() -> Result<(), gristmill_rpc::client::ClientError> {
 //! use gristmill_rpc::tokio::Client;
-//! let client = Client::connect("127.0.0.1:7227").await?;
+//! let client = Client::connect("127.0.0.1:7171").await?;
 //! client.put("tenant-7", b"k", b"v").await?;
 //! assert_eq!(client.get("tenant-7", b"k").await?.expect("just written").value, b"v");
 //! # Ok(())
