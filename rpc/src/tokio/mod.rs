@@ -78,12 +78,14 @@ impl Client {
     pub async fn call_body<M: RequestMessage>(&self, message: &M) -> Result<Body, ClientError> {
         let prepared = prepare(message, &self.pool.map().ring)?;
         let (message, body, shard) = (prepared.message, prepared.body, prepared.shard);
+        let deadline = self.pool.deadline();
         if message != MessageType::Write {
-            return self.pool.call(Call { message, body, shard, session: SessionId::NONE, sequence: 0 }).await;
+            let call = Call { message, body, shard, session: SessionId::NONE, sequence: 0 };
+            return self.pool.call(call, deadline).await;
         }
-        let sequence = self.pool.begin_write().await;
+        let sequence = self.pool.begin_write(deadline).await?;
         let call = Call { message, body, shard, session: self.pool.session(), sequence: sequence.number };
-        self.pool.call(call).await
+        self.pool.call(call, deadline).await
     }
 
     /// Stores a value under a key.

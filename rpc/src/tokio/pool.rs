@@ -55,7 +55,8 @@ pub(super) struct Sequence<'a> {
 impl Drop for Sequence<'_> {
     fn drop(&mut self) {
         lock(&self.pool.session).resolve(self.number);
-        self.pool.session_room.notify_waiters();
+        // There may be room for many, or for none yet: one looks, and whoever got in sends the next.
+        self.pool.session_room.notify_one();
     }
 }
 
@@ -85,21 +86,34 @@ impl Pool {
         self.session_id
     }
 
+    /// When a call that begins now ends at the latest.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.options.request_timeout
+    }
+
     /// Takes a sequence for a new write; waits while the session's window is full.
-    pub(super) async fn begin_write(&self) -> Sequence<'_> {
-        loop {
-            let room = self.session_room.notified();
-            if let Some(number) = lock(&self.session).begin() {
-                return Sequence { pool: self, number };
-            }
-            room.await;
+    pub(super) async fn begin_write(&self, deadline: Instant) -> Result<Sequence<'_>, ClientError> {
+        let begin = || lock(&self.session).begin().map(|number| Sequence { pool: self, number });
+        if let Some(sequence) = begin() {
+            return Ok(sequence);
         }
+        let admitted = async {
+            loop {
+                self.session_room.notified().await;
+                if let Some(sequence) = begin() {
+                    self.session_room.notify_one();
+                    return sequence;
+                }
+            }
+        };
+        let after = self.options.request_timeout;
+        timeout_at(deadline, admitted).await.map_err(|_| ClientError::Timeout { after, attempts: 0, last: None })
     }
 
     /// Makes a call, again and again where that makes sense, until its time is up.
-    pub(super) async fn call(&self, mut call: Call) -> Result<Body, ClientError> {
+    pub(super) async fn call(&self, mut call: Call, deadline: Instant) -> Result<Body, ClientError> {
         let after = self.options.request_timeout;
-        let (deadline, mut attempts, mut last) = (Instant::now() + after, 0, None);
+        let (mut attempts, mut last) = (0, None);
         loop {
             attempts += 1;
             let Ok(result) = timeout_at(deadline, self.attempt(&call, deadline)).await else {

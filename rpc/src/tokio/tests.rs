@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use super::*;
@@ -147,7 +149,7 @@ fn writes_wait_for_room_in_the_session() {
         let client = connect(&server).await;
         let mut held: Vec<_> = Vec::new();
         for _ in 0..SESSION_WINDOW {
-            held.push(client.pool.begin_write().await);
+            held.push(client.pool.begin_write(client.pool.deadline()).await.expect("there is room"));
         }
         let call = client.put("a", b"k", b"v");
         ::tokio::pin!(call);
@@ -157,6 +159,70 @@ fn writes_wait_for_room_in_the_session() {
         assert!(polled().await.is_pending(), "the oldest holds the window");
         held.clear();
         assert_eq!(call.await, Ok(Version(1)));
+    });
+}
+
+/// The wait for room lay outside of the call's deadline.
+#[test]
+fn a_write_that_finds_no_room_in_the_session_ends_at_its_deadline() {
+    let server = FakeServer::start(1, 1);
+    run(async {
+        let options = ClientOptions { request_timeout: Duration::from_millis(20), ..options() };
+        let client = Client::connect_with(&server.address(), options).await.expect("it listens");
+        let mut held = Vec::new();
+        for _ in 0..SESSION_WINDOW {
+            held.push(client.pool.begin_write(client.pool.deadline()).await.expect("there is room"));
+        }
+        let error = client.put("a", b"k", b"v").await.expect_err("no room");
+        assert!(matches!(error, ClientError::Timeout { attempts: 0, .. }), "{error:?}");
+    });
+    assert_eq!(server.world().applied, 0);
+}
+
+/// Each write that ended woke all that waited, though it mostly made room for none.
+#[test]
+fn a_write_that_ends_wakes_one_and_all_get_in_in_the_end() {
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let server = FakeServer::start(1, 1);
+    run(async {
+        let client = connect(&server).await;
+        let (deadline, mut held) = (client.pool.deadline(), Vec::new());
+        for _ in 0..SESSION_WINDOW {
+            held.push(client.pool.begin_write(deadline).await.expect("there is room"));
+        }
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let mut waiting: Vec<_> = (0..50).map(|_| Box::pin(client.pool.begin_write(deadline))).collect();
+        let mut admitted = Vec::new();
+        let mut poll_all = || {
+            waiting.retain_mut(|write| match write.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Pending => true,
+                Poll::Ready(sequence) => {
+                    admitted.push(sequence.expect("in time"));
+                    false
+                }
+            });
+            waiting.len()
+        };
+        assert_eq!(poll_all(), 50);
+        held.pop();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        let oldest = held.swap_remove(0);
+        held.clear();
+        assert_eq!(poll_all(), 50, "the oldest holds the window");
+        wakes.0.store(0, Ordering::Relaxed);
+        drop(oldest);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        while poll_all() > 0 {
+            let woken = wakes.0.swap(0, Ordering::Relaxed);
+            assert!(woken > 0, "room for all, and nobody is woken");
+        }
     });
 }
 
