@@ -80,6 +80,7 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn connect(addresses: Vec<SocketAddr>, options: ClientOptions) -> Result<Engine, ClientError> {
+        let options = options.clamped();
         let link = open_any(&addresses, options.connect_timeout, &options)?;
         let random = random_u64();
         Ok(Engine {
@@ -344,7 +345,8 @@ impl Engine {
             entry.call.shard = ShardId::ANY; // our map is wrong; the server's is not
         }
         entry.last = Some(error);
-        let due = now + millis(pause);
+        // Not in this millisecond, even without a pause: what is due in it and still queued waits for room.
+        let due = now.saturating_add(millis(pause).max(1));
         if due >= entry.deadline {
             return self.time_out(ticket);
         }

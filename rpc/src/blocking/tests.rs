@@ -131,6 +131,39 @@ fn a_client_that_names_the_wrong_shard_lets_the_server_choose() {
     assert_eq!(server.world().shards, [ShardId(0), ShardId::ANY]);
 }
 
+/// A retry without a pause was due in the very millisecond of its failure, which was taken for waiting for room: the
+/// client slept until the call's deadline.
+#[test]
+fn retries_without_a_pause_are_not_slept_through() {
+    let server = FakeServer::start(1, 1);
+    let retry = RetryPolicy { attempts_max: 50, ..RetryPolicy::NONE };
+    let mut client = Client::connect_with(&server.address(), ClientOptions { retry, ..options() }).expect("it listens");
+    drop(server);
+    let error = client.get("a", b"k").expect_err("nobody listens");
+    assert!(matches!(error, ClientError::Connect { .. } | ClientError::Disconnected { .. }), "{error:?}");
+}
+
+#[test]
+fn endless_times_do_not_overflow() {
+    let server = FakeServer::start(2, 8);
+    let ever = Duration::MAX;
+    let options = ClientOptions {
+        connect_timeout: ever,
+        request_timeout: ever,
+        read_timeout: ever,
+        write_timeout: ever,
+        ..ClientOptions::default()
+    };
+    let mut client = Client::connect_with(&server.address(), options.clone()).expect("it listens");
+    assert_eq!(client.put("b", b"k", b"v"), Ok(Version(1)));
+    let retry = RetryPolicy { backoff_first: ever, backoff_max: ever, ..RetryPolicy::default() };
+    let options = ClientOptions { request_timeout: Duration::from_mins(1), retry, ..options };
+    let mut client = Client::connect_with(&server.address(), options).expect("it listens");
+    server.script([Fault::CloseBefore]);
+    let error = client.get("b", b"k").expect_err("the pause is longer than the call may take");
+    assert!(matches!(error, ClientError::Timeout { attempts: 1, .. }), "{error:?}");
+}
+
 #[test]
 fn bad_requests_are_refused_before_they_are_sent() {
     let server = FakeServer::start(2, 8);

@@ -14,7 +14,7 @@ mod route;
 mod session;
 
 pub use error::ClientError;
-pub use options::ClientOptions;
+pub use options::{ClientOptions, TIME_MAX};
 pub use retry::{Jitter, RetryPolicy};
 pub use route::RouteMap;
 pub use session::Session;

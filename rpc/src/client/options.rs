@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::RetryPolicy;
 use crate::limits::{IN_FLIGHT_MAX, SESSION_WINDOW};
 
-/// Settings of a client. The defaults suit a server in the same data centre.
+/// Settings of a client. The defaults suit a server in the same data centre. A time over [`TIME_MAX`] counts as that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientOptions {
     /// Names this client in the server's logs.
@@ -41,6 +41,21 @@ impl Default for ClientOptions {
         }
     }
 }
+
+impl ClientOptions {
+    /// The same, with times that can be added to any instant.
+    pub(crate) fn clamped(mut self) -> ClientOptions {
+        let ClientOptions { connect_timeout, request_timeout, read_timeout, write_timeout, retry, .. } = &mut self;
+        let RetryPolicy { backoff_first, backoff_max, .. } = retry;
+        for time in [connect_timeout, request_timeout, read_timeout, write_timeout, backoff_first, backoff_max] {
+            *time = TIME_MAX.min(*time);
+        }
+        self
+    }
+}
+
+/// The longest time that a client waits for anything: a year stands for ever, and can be added to any instant.
+pub const TIME_MAX: Duration = Duration::from_hours(365 * 24);
 
 const _: () = assert!(1024 <= IN_FLIGHT_MAX && 1024 <= SESSION_WINDOW);
 

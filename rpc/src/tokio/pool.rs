@@ -62,6 +62,7 @@ impl Drop for Sequence<'_> {
 
 impl Pool {
     pub(super) async fn connect(addresses: Vec<SocketAddr>, options: ClientOptions) -> Result<Pool, ClientError> {
+        let options = options.clamped();
         let link = open_any(&addresses, options.connect_timeout, &options).await?;
         let (random, map) = (random_u64(), Arc::new(RouteMap::new(link.hello())));
         let session = Session::new(random);

@@ -340,3 +340,26 @@ fn a_client_whose_runtime_is_gone_says_so() {
     assert_eq!(error, ClientError::Closed);
     run(async { client.put("a", b"k", b"v").await.expect("on a new connection of this runtime") });
 }
+
+#[test]
+fn endless_times_do_not_overflow() {
+    let server = FakeServer::start(2, 8);
+    let ever = Duration::MAX;
+    let options = ClientOptions {
+        connect_timeout: ever,
+        request_timeout: ever,
+        read_timeout: ever,
+        write_timeout: ever,
+        ..ClientOptions::default()
+    };
+    run(async {
+        let client = Client::connect_with(&server.address(), options.clone()).await.expect("it listens");
+        assert_eq!(client.put("b", b"k", b"v").await, Ok(Version(1)));
+        let retry = RetryPolicy { backoff_first: ever, backoff_max: ever, ..RetryPolicy::default() };
+        let options = ClientOptions { request_timeout: Duration::from_mins(1), retry, ..options };
+        let client = Client::connect_with(&server.address(), options).await.expect("it listens");
+        server.script([Fault::CloseBefore]);
+        let error = client.get("b", b"k").await.expect_err("the pause is longer than the call may take");
+        assert!(matches!(error, ClientError::Timeout { attempts: 1, .. }), "{error:?}");
+    });
+}
