@@ -11,15 +11,15 @@
 //! beyond its deadline. Time is milliseconds since the client was made.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::ToSocketAddrs;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::link::{Link, open, poll_fd, wait};
 use crate::body::Body;
 use crate::client::{
-    Answer, ClientError, ClientOptions, DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER, Jitter, RouteMap, Session,
-    random_u64,
+    Addresses, Answer, ClientError, ClientOptions, DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER, Jitter, MapDoubt,
+    RouteMap, Session, Target, direct_address, random_u64,
 };
 use crate::error::ErrorCode;
 use crate::ids::{SessionId, ShardId};
@@ -28,13 +28,6 @@ use crate::schema::HelloReply;
 
 /// Output that waits for the next `wait` or `flush` before `submit` sends it by itself, in bytes.
 const FLUSH_BYTES: usize = 32 << 10;
-
-/// The given address, or a core's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Target {
-    Given,
-    Core(u16),
-}
 
 /// Where a ticket finds its answer: `None` before it is there and after it was taken.
 #[derive(Debug, Default)]
@@ -65,8 +58,9 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Engine {
     options: ClientOptions,
-    addresses: Vec<SocketAddr>,
+    addresses: Addresses,
     map: RouteMap,
+    doubt: MapDoubt,
     links: BTreeMap<Target, Link>,
     /// Until when a core's own port is not tried again.
     down: BTreeMap<Target, u64>,
@@ -79,12 +73,14 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn connect(addresses: Vec<SocketAddr>, options: ClientOptions) -> Result<Engine, ClientError> {
+    pub(super) fn connect(address: &str, options: ClientOptions) -> Result<Engine, ClientError> {
+        let mut addresses = Addresses::new(address, address.to_socket_addrs())?;
         let options = options.clamped();
-        let link = open_any(&addresses, options.connect_timeout, &options)?;
+        let link = open_any(&mut addresses, options.connect_timeout, &options)?;
         let random = random_u64();
         Ok(Engine {
             map: RouteMap::new(hello_of(&link)),
+            doubt: MapDoubt::default(),
             links: BTreeMap::from([(Target::Given, link)]),
             options,
             addresses,
@@ -278,6 +274,9 @@ impl Engine {
         unreachable: &mut Option<ClientError>,
     ) -> Result<Target, ClientError> {
         let left = Duration::from_millis(deadline.saturating_sub(self.now()));
+        if self.doubt.ask(Instant::now()) {
+            self.refresh_map(left);
+        }
         if let Some(target) = self.direct_link(call.shard, left) {
             return Ok(target);
         }
@@ -299,11 +298,8 @@ impl Engine {
         if self.down.get(&target).is_some_and(|until| *until > self.now()) {
             return None;
         }
-        let given = self.links.get(&Target::Given).map_or(*self.addresses.first()?, Link::address);
-        if given.port() == port {
-            return None;
-        }
-        let address = SocketAddr::new(given.ip(), port);
+        let given = self.links.get(&Target::Given).map_or(self.addresses.first(), Link::address);
+        let address = direct_address(given, port)?;
         match open(address, DIRECT_CONNECT_TIMEOUT.min(left), &self.options) {
             Ok(link) if hello_of(&link).store == self.map.store => {
                 self.links.insert(target, link);
@@ -317,17 +313,36 @@ impl Engine {
     }
 
     fn open_given(&mut self, left: Duration) -> Result<Target, ClientError> {
-        let link = open_any(&self.addresses, self.options.connect_timeout.min(left), &self.options)?;
+        let link = open_any(&mut self.addresses, self.options.connect_timeout.min(left), &self.options)?;
         if hello_of(&link).store != self.map.store {
             return Err(ClientError::StoreChanged { address: link.address() });
         }
-        let map = RouteMap::new(hello_of(&link));
-        if map != self.map {
-            self.map = map;
-            self.down.clear();
-        }
+        self.adopt(RouteMap::new(hello_of(&link)));
         self.links.insert(Target::Given, link);
         Ok(Target::Given)
+    }
+
+    /// Asks for the map again, over a connection of its own: what is under way on the others goes on. Where that
+    /// fails, the old map stays; the server passes on what arrives at the wrong core.
+    fn refresh_map(&mut self, left: Duration) {
+        let opened = open_any(&mut self.addresses, self.options.connect_timeout.min(left), &self.options);
+        if let Some(link) = opened.ok().filter(|link| hello_of(link).store == self.map.store) {
+            self.adopt(RouteMap::new(hello_of(&link)));
+            self.links.entry(Target::Given).or_insert(link);
+        }
+    }
+
+    fn adopt(&mut self, map: RouteMap) {
+        if map == self.map {
+            return;
+        }
+        self.map = map;
+        self.down.clear();
+        let links = self.links.iter().map(|(target, link)| (*target, link.address()));
+        let to_cores: Vec<_> = links.filter(|(target, _)| *target != Target::Given).collect();
+        for (target, address) in to_cores {
+            self.drop_link(target, &ClientError::disconnected(address, &"the server's cores are laid out anew"));
+        }
     }
 
     /// Tries a failed call again, if that makes sense and there is time.
@@ -343,6 +358,7 @@ impl Engine {
         let Some(pause) = pause else { return self.finish(ticket, Err(error)) };
         if error.code() == Some(ErrorCode::WrongShard) {
             entry.call.shard = ShardId::ANY; // our map is wrong; the server's is not
+            self.doubt.note();
         }
         entry.last = Some(error);
         // Not in this millisecond, even without a pause: what is due in it and still queued waits for room.
@@ -378,6 +394,12 @@ impl Engine {
         self.session.unresolved()
     }
 
+    /// As if the given name had led elsewhere when it was looked up.
+    #[cfg(test)]
+    pub(super) fn mislead(&mut self, address: std::net::SocketAddr) {
+        self.addresses.mislead(address);
+    }
+
     /// Calls that the engine holds.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
@@ -395,11 +417,18 @@ fn hello_of(link: &Link) -> &HelloReply {
 }
 
 /// Tries all addresses of a name; the last failure stands for all.
-fn open_any(addresses: &[SocketAddr], timeout: Duration, options: &ClientOptions) -> Result<Link, ClientError> {
+fn open_any(addresses: &mut Addresses, timeout: Duration, options: &ClientOptions) -> Result<Link, ClientError> {
+    if let Some(name) = addresses.to_look_up() {
+        let found = name.to_socket_addrs();
+        addresses.renew(found);
+    }
     let mut result = None;
-    for address in addresses {
-        match open(*address, timeout, options) {
-            Ok(link) => return Ok(link),
+    for address in addresses.attempt() {
+        match open(address, timeout, options) {
+            Ok(link) => {
+                addresses.note_reached();
+                return Ok(link);
+            }
             Err(error) => result = Some(error),
         }
     }
@@ -421,8 +450,7 @@ mod tests {
     #[test]
     fn what_became_due_since_the_last_sending_is_not_slept_through() {
         let server = FakeServer::start(1, 1);
-        let address = server.address().parse().expect("an address");
-        let mut engine = Engine::connect(vec![address], ClientOptions::default()).expect("it listens");
+        let mut engine = Engine::connect(&server.address(), ClientOptions::default()).expect("it listens");
         let call = Call {
             message: crate::frame::MessageType::Status,
             body: crate::body::archive(&crate::schema::StatusRequest { verbose: false }),

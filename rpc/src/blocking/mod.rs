@@ -24,7 +24,6 @@ mod engine;
 mod link;
 
 use std::marker::PhantomData;
-use std::net::ToSocketAddrs;
 use std::sync::Arc;
 
 use engine::{Engine, Slot};
@@ -61,14 +60,10 @@ impl Client {
         Client::connect_with(address, ClientOptions::default())
     }
 
-    /// Connects to `host:port`.
+    /// Connects to `host:port`. When none of the host's addresses can be reached any more, the name is looked up
+    /// again, which may take longer than a call's own time where the system's resolver is slow.
     pub fn connect_with(address: &str, options: ClientOptions) -> Result<Client, ClientError> {
-        let unresolved = |detail: String| ClientError::Address { address: address.to_owned(), detail };
-        let addresses: Vec<_> = address.to_socket_addrs().map_err(|error| unresolved(error.to_string()))?.collect();
-        if addresses.is_empty() {
-            return Err(unresolved("the name has no address".to_owned()));
-        }
-        Ok(Client { engine: Engine::connect(addresses, options)? })
+        Ok(Client { engine: Engine::connect(address, options)? })
     }
 
     /// What the server said of its shards, cores and ports.

@@ -131,6 +131,31 @@ fn a_client_that_names_the_wrong_shard_lets_the_server_choose() {
     assert_eq!(server.world().shards, [ShardId(0), ShardId::ANY]);
 }
 
+/// The map of the first hello stayed in force whatever the server answered.
+#[test]
+fn a_client_that_named_the_wrong_shard_asks_for_the_map_again() {
+    let server = FakeServer::start(2, 8); // b: shard 3 on core 1
+    let mut client = connect(&server);
+    client.put("b", b"k", b"v").expect("served");
+    server.offer(|hello| hello.core_ports[1] = CLOSED_PORT);
+    server.script([Fault::Reject(Rejection::new(ErrorCode::WrongShard, "as scripted"))]);
+    client.put("b", b"k", b"v").expect("through the given address");
+    assert_eq!(client.map().core_of(ShardId(3)), Some((1, CLOSED_PORT)));
+    client.put("b", b"k", b"v").expect("through the given address");
+    assert_eq!(server.world().requests, [(0, 2), (1, 2)].into(), "the link by the old map is gone");
+}
+
+/// Names were looked up once: a client whose server had moved tried the old address until its calls timed out.
+#[test]
+fn a_name_that_leads_nowhere_is_looked_up_again() {
+    let server = FakeServer::start(1, 1);
+    let options = ClientOptions { direct: false, ..options() };
+    let mut client = Client::connect_with(&server.address(), options).expect("it listens");
+    client.engine.mislead(([127, 0, 0, 1], CLOSED_PORT).into());
+    server.cut();
+    assert_eq!(client.put("a", b"k", b"v"), Ok(Version(1)));
+}
+
 /// A retry without a pause was due in the very millisecond of its failure, which was taken for waiting for room: the
 /// client slept until the call's deadline.
 #[test]

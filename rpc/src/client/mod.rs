@@ -4,6 +4,7 @@
 //! route to cores, and the one error type. And the pump that moves bytes between a socket that never waits and the
 //! protocol's state machine. The clients add the waiting.
 
+mod address;
 mod entropy;
 mod error;
 mod options;
@@ -19,9 +20,11 @@ pub use retry::{Jitter, RetryPolicy};
 pub use route::RouteMap;
 pub use session::Session;
 
+pub(crate) use address::{Addresses, Target, direct_address};
 pub(crate) use entropy::random_u64;
 pub(crate) use options::{DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER};
 pub(crate) use prepare::prepare;
 #[cfg(feature = "blocking")]
 pub(crate) use pump::Answer;
 pub(crate) use pump::{Pump, Socket};
+pub(crate) use route::MapDoubt;

@@ -1,5 +1,7 @@
 //! Where to send a request: from the hello's map to a core's own port.
 
+use std::time::{Duration, Instant};
+
 use crate::ids::ShardId;
 use crate::ring::Ring;
 use crate::schema::HelloReply;
@@ -34,9 +36,48 @@ impl RouteMap {
     }
 }
 
+/// At most this often is a map asked for again.
+const MAP_REFRESH_AFTER: Duration = Duration::from_secs(1);
+
+/// Whether to say hello again because a server called the map wrong. Bounded, so that a server that contradicts its own
+/// hello costs few connections.
+#[derive(Debug, Default)]
+pub(crate) struct MapDoubt {
+    is_suspect: bool,
+    asked_at: Option<Instant>,
+}
+
+impl MapDoubt {
+    /// Notes that the map was called wrong.
+    pub(crate) fn note(&mut self) {
+        self.is_suspect = true;
+    }
+
+    /// Whether to ask at `now`; notes that it is done.
+    pub(crate) fn ask(&mut self, now: Instant) -> bool {
+        if !self.is_suspect || self.asked_at.is_some_and(|at| now.duration_since(at) < MAP_REFRESH_AFTER) {
+            return false;
+        }
+        *self = MapDoubt { is_suspect: false, asked_at: Some(now) };
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do")]
+    fn a_map_is_asked_for_now_and_then() {
+        let (mut doubt, start) = (MapDoubt::default(), Instant::now());
+        assert!(!doubt.ask(start), "nobody called it wrong");
+        doubt.note();
+        assert!(doubt.ask(start) && !doubt.ask(start + MAP_REFRESH_AFTER), "once is enough");
+        doubt.note();
+        let moments = [Duration::ZERO, MAP_REFRESH_AFTER / 2, MAP_REFRESH_AFTER, MAP_REFRESH_AFTER];
+        assert_eq!(moments.map(|after| doubt.ask(start + after)), [false, false, true, false]);
+    }
 
     #[test]
     fn shards_lead_to_ports() {

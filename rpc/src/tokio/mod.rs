@@ -48,15 +48,9 @@ impl Client {
         Client::connect_with(address, ClientOptions::default()).await
     }
 
-    /// Connects to `host:port`.
+    /// Connects to `host:port`. When none of the host's addresses can be reached any more, the name is looked up again.
     pub async fn connect_with(address: &str, options: ClientOptions) -> Result<Client, ClientError> {
-        let unresolved = |detail: String| ClientError::Address { address: address.to_owned(), detail };
-        let resolved = ::tokio::net::lookup_host(address).await.map_err(|error| unresolved(error.to_string()))?;
-        let addresses: Vec<_> = resolved.collect();
-        if addresses.is_empty() {
-            return Err(unresolved("the name has no address".to_owned()));
-        }
-        Ok(Client { pool: Arc::new(Pool::connect(addresses, options).await?) })
+        Ok(Client { pool: Arc::new(Pool::connect(address, options).await?) })
     }
 
     /// What the server said of its shards, cores and ports.

@@ -6,26 +6,20 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
+use ::tokio::net::lookup_host;
 use ::tokio::sync::Notify;
 use ::tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::link::LinkHandle;
 use crate::body::Body;
 use crate::client::{
-    ClientError, ClientOptions, DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER, Jitter, RouteMap, Session, random_u64,
+    Addresses, ClientError, ClientOptions, DIRECT_CONNECT_TIMEOUT, DIRECT_RETRY_AFTER, Jitter, MapDoubt, RouteMap,
+    Session, Target, direct_address, random_u64,
 };
 use crate::error::ErrorCode;
 use crate::ids::{SessionId, ShardId};
 use crate::protocol::Call;
-
-/// The given address, or a core's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Target {
-    Given,
-    Core(u16),
-}
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -37,8 +31,9 @@ struct Slot {
 #[derive(Debug)]
 pub(super) struct Pool {
     options: ClientOptions,
-    addresses: Vec<SocketAddr>,
+    addresses: Mutex<Addresses>,
     map: Mutex<Arc<RouteMap>>,
+    doubt: Mutex<MapDoubt>,
     slots: Mutex<BTreeMap<Target, Arc<::tokio::sync::Mutex<Slot>>>>,
     session: Mutex<Session>,
     session_id: SessionId,
@@ -61,9 +56,10 @@ impl Drop for Sequence<'_> {
 }
 
 impl Pool {
-    pub(super) async fn connect(addresses: Vec<SocketAddr>, options: ClientOptions) -> Result<Pool, ClientError> {
+    pub(super) async fn connect(address: &str, options: ClientOptions) -> Result<Pool, ClientError> {
+        let addresses = Mutex::new(Addresses::new(address, lookup_host(address).await)?);
         let options = options.clamped();
-        let link = open_any(&addresses, options.connect_timeout, &options).await?;
+        let link = open_any(&addresses, &options).await?;
         let (random, map) = (random_u64(), Arc::new(RouteMap::new(link.hello())));
         let session = Session::new(random);
         let slot = Slot { link: Some(link), down_until: None };
@@ -71,6 +67,7 @@ impl Pool {
             options,
             addresses,
             map: Mutex::new(map),
+            doubt: Mutex::default(),
             slots: Mutex::new(BTreeMap::from([(Target::Given, Arc::new(::tokio::sync::Mutex::new(slot)))])),
             session_id: session.id(),
             session: Mutex::new(session),
@@ -129,6 +126,7 @@ impl Pool {
             let Some(pause) = pause else { return Err(error) };
             if error.code() == Some(ErrorCode::WrongShard) {
                 call.shard = ShardId::ANY; // our map is wrong; the server's is not
+                lock(&self.doubt).note();
             }
             if Instant::now() + pause >= deadline {
                 return Err(ClientError::Timeout { after, attempts, last: Some(Box::new(error)) });
@@ -159,10 +157,7 @@ impl Pool {
             return None;
         }
         let given = self.given_address().await;
-        if given.port() == port {
-            return None;
-        }
-        let address = SocketAddr::new(given.ip(), port);
+        let address = direct_address(given, port)?;
         let opened = timeout(DIRECT_CONNECT_TIMEOUT, LinkHandle::open(address, &self.options)).await;
         slot.link = match opened {
             Ok(Ok(link)) if link.hello().store == map.store => Some(link),
@@ -172,13 +167,16 @@ impl Pool {
         slot.link.clone()
     }
 
+    /// The connection to the given address. It is opened again, which brings the server's map, where it broke and where
+    /// the map is in doubt; calls that are under way on the old one end there.
     async fn given_link(&self) -> Result<LinkHandle, ClientError> {
         let slot = self.slot(Target::Given);
         let mut slot = slot.lock().await;
-        if let Some(link) = slot.link.as_ref().filter(|link| !link.is_broken()) {
+        let usable = slot.link.as_ref().filter(|link| !link.is_broken());
+        if let Some(link) = usable.filter(|_| !lock(&self.doubt).ask(Instant::now().into_std())) {
             return Ok(link.clone());
         }
-        let link = open_any(&self.addresses, self.options.connect_timeout, &self.options).await?;
+        let link = open_any(&self.addresses, &self.options).await?;
         let known = self.map();
         if link.hello().store != known.store {
             return Err(ClientError::StoreChanged { address: link.address() });
@@ -196,7 +194,13 @@ impl Pool {
     async fn given_address(&self) -> SocketAddr {
         let slot = self.slot(Target::Given);
         let slot = slot.lock().await;
-        slot.link.as_ref().map_or(self.addresses[0], LinkHandle::address)
+        slot.link.as_ref().map_or_else(|| lock(&self.addresses).first(), LinkHandle::address)
+    }
+
+    /// As if the given name had led elsewhere when it was looked up.
+    #[cfg(test)]
+    pub(super) fn mislead(&self, address: SocketAddr) {
+        lock(&self.addresses).mislead(address);
     }
 
     #[cfg(test)]
@@ -215,17 +219,22 @@ impl Pool {
 }
 
 /// Tries all addresses of a name; the last failure stands for all.
-async fn open_any(
-    addresses: &[SocketAddr],
-    limit: Duration,
-    options: &ClientOptions,
-) -> Result<LinkHandle, ClientError> {
+async fn open_any(addresses: &Mutex<Addresses>, options: &ClientOptions) -> Result<LinkHandle, ClientError> {
+    let name = lock(addresses).to_look_up().map(str::to_owned);
+    if let Some(name) = name {
+        let found = lookup_host(&name).await;
+        lock(addresses).renew(found);
+    }
     let mut result = None;
-    for address in addresses {
-        match timeout(limit, LinkHandle::open(*address, options)).await {
-            Ok(Ok(link)) => return Ok(link),
+    let attempt = lock(addresses).attempt();
+    for address in attempt {
+        match timeout(options.connect_timeout, LinkHandle::open(address, options)).await {
+            Ok(Ok(link)) => {
+                lock(addresses).note_reached();
+                return Ok(link);
+            }
             Ok(Err(error)) => result = Some(error),
-            Err(_) => result = Some(ClientError::hello_timed_out(*address)),
+            Err(_) => result = Some(ClientError::hello_timed_out(address)),
         }
     }
     Err(result.expect("resolving gave at least one address"))

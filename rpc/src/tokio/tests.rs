@@ -341,6 +341,35 @@ fn a_client_whose_runtime_is_gone_says_so() {
     run(async { client.put("a", b"k", b"v").await.expect("on a new connection of this runtime") });
 }
 
+/// The map of the first hello stayed in force whatever the server answered.
+#[test]
+fn a_client_that_named_the_wrong_shard_asks_for_the_map_again() {
+    let server = FakeServer::start(2, 8); // b: shard 3 on core 1
+    run(async {
+        let client = connect(&server).await;
+        client.put("b", b"k", b"v").await.expect("served");
+        server.offer(|hello| hello.core_ports[1] = CLOSED_PORT);
+        server.script([Fault::Reject(Rejection::new(ErrorCode::WrongShard, "as scripted"))]);
+        client.put("b", b"k", b"v").await.expect("through the given address");
+        assert_eq!(client.map().core_of(crate::ids::ShardId(3)), Some((1, CLOSED_PORT)));
+        client.put("b", b"k", b"v").await.expect("through the given address");
+    });
+    assert_eq!(server.world().requests, [(0, 2), (1, 2)].into(), "the link by the old map is gone");
+}
+
+/// Names were looked up once: a client whose server had moved tried the old address until its calls timed out.
+#[test]
+fn a_name_that_leads_nowhere_is_looked_up_again() {
+    let server = FakeServer::start(1, 1);
+    run(async {
+        let options = ClientOptions { direct: false, ..options() };
+        let client = Client::connect_with(&server.address(), options).await.expect("it listens");
+        client.pool.mislead(([127, 0, 0, 1], CLOSED_PORT).into());
+        server.cut();
+        assert_eq!(client.put("a", b"k", b"v").await, Ok(Version(1)));
+    });
+}
+
 #[test]
 fn endless_times_do_not_overflow() {
     let server = FakeServer::start(2, 8);
