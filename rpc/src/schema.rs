@@ -271,6 +271,23 @@ pub struct RecallRequest {
     pub with_grains: bool,
 }
 
+impl RecallRequest {
+    /// A recall without legs and filters, of the default size: name at least one leg before it is sent.
+    pub fn new(namespace: impl Into<String>) -> RecallRequest {
+        RecallRequest {
+            namespace: namespace.into(),
+            text: None,
+            vector: None,
+            relation: None,
+            tags: Vec::new(),
+            subject: String::new(),
+            limit: 0,
+            candidates: 0,
+            with_grains: false,
+        }
+    }
+}
+
 /// A pattern over (subject, predicate, object); an empty part matches anything, but one must be given.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[rkyv(derive(Debug))]

@@ -24,17 +24,7 @@ fn grain() -> Grain {
 }
 
 fn recall_request() -> RecallRequest {
-    RecallRequest {
-        namespace: "ns".to_owned(),
-        text: Some("words".to_owned()),
-        vector: None,
-        relation: None,
-        tags: Vec::new(),
-        subject: String::new(),
-        limit: 0,
-        candidates: 0,
-        with_grains: false,
-    }
+    RecallRequest { text: Some("words".to_owned()), ..RecallRequest::new("ns") }
 }
 
 fn scan_request() -> ScanRequest {

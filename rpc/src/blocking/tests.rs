@@ -60,17 +60,7 @@ fn every_call_reaches_the_server_and_comes_back() {
     assert_eq!(client.delete("a", b"k"), Ok(Version(3)));
     assert_eq!(client.put_grain(grain()), Ok(Version(4)));
     assert_eq!(client.get_grain("a", GrainId([3; 16])), Ok(Some((grain(), Version(4)))));
-    let query = RecallRequest {
-        namespace: "a".to_owned(),
-        text: Some("t".to_owned()),
-        vector: None,
-        relation: None,
-        tags: Vec::new(),
-        subject: String::new(),
-        limit: 0,
-        candidates: 0,
-        with_grains: false,
-    };
+    let query = RecallRequest { text: Some("t".to_owned()), ..RecallRequest::new("a") };
     assert_eq!(client.recall(&query).expect("served").grains, 1);
     assert_eq!(client.delete_grain("a", GrainId([3; 16])), Ok(Version(5)));
     assert_eq!(client.get_grain("a", GrainId([3; 16])), Ok(None));
