@@ -25,7 +25,13 @@ pub enum StopReason {
     /// [`Group::shutdown`](super::Group::shutdown) was called.
     #[error("the replica was shut down")]
     Shutdown,
-    /// The log or the state failed.
+    /// Its log takes no more writes, or cannot be read.
+    #[error("the replica stopped: {0}")]
+    LogFailed(Rc<str>),
+    /// What its log holds cannot be replayed: acknowledged entries are damaged or missing.
+    #[error("the replica stopped: {0}")]
+    Damaged(Rc<str>),
+    /// A defect of its own: its state cannot take an entry, or one of its tasks panicked.
     #[error("the replica stopped: {0}")]
     Failed(Rc<str>),
     /// The membership in the log names other voters, and this version speaks to no peers.

@@ -10,7 +10,7 @@
 //!  start ──> check ──> replay committed ──> (found the group) ──> stand for election ──> ready
 //! ```
 //!
-//! Life: recovering -> ready -> stopped, never back. A restarted leader never resumes its old term. An idle group of one
+//! Life: recovering -> ready -> stopped, never back; a log that failed stops the replica at the next look at it. A restarted leader never resumes its old term. An idle group of one
 //! voter has no timer and burns no CPU.
 //!
 //! Limits: [`PROPOSALS_IN_FLIGHT_MAX`], [`PROPOSAL_BYTES_IN_FLIGHT_MAX`]; [`PROPOSE_ATTEMPTS_MAX`] for what openraft refuses before it writes.
@@ -28,7 +28,7 @@ use futures_util::StreamExt;
 use gristmill_rpc::ids::ShardId;
 use gristmill_shardexec as shardexec;
 use gristmill_shardexec::sync::Notify;
-use gristmill_shardexec::time::Instant;
+use gristmill_shardexec::time::{Instant, timeout};
 use gristmill_shardexec::{Class, JoinHandle};
 use gristmill_wal::{LogPosition, Promise, WalError};
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, LinearizableReadError, RaftError};
@@ -40,6 +40,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::state::envelope::ENTRY_HEADER_BYTES;
 
@@ -49,6 +50,9 @@ pub const PROPOSALS_IN_FLIGHT_MAX: usize = 16_384;
 pub const PROPOSAL_BYTES_IN_FLIGHT_MAX: usize = 64 << 20;
 /// Times that a proposal is handed to openraft again after it refused it before writing.
 pub const PROPOSE_ATTEMPTS_MAX: u32 = 4;
+
+/// How long to wait for consensus to say why it ended, and for its end when the replica is shut down.
+const END_OF_CORE_MAX: Duration = Duration::from_secs(5);
 
 /// Nobody: a replica that cannot exist, for node ids start at 1. A leader that gives up its term votes for it.
 const NOBODY: ReplicaId = ReplicaId { node: 0, incarnation: 0 };
@@ -167,6 +171,10 @@ struct Inner {
     bytes_in_flight: Cell<usize>,
     /// Promises room in the log for so many entries of so many bytes.
     promise: Box<dyn Fn(usize, usize) -> Result<Option<Promise>, WalError>>,
+    /// Why the log takes nothing for good, if that is so.
+    log_failure: Box<dyn Fn() -> Option<WalError>>,
+    /// Makes an append that waits for space fail.
+    stop_waiting: Box<dyn Fn()>,
     start: Cell<Option<JoinHandle<()>>>,
 }
 
@@ -201,7 +209,7 @@ impl Group {
         let raft_config = config.settings.to_openraft(format!("shard {}", config.shard.0))?;
         let summary = log.summary();
         check_start(&summary, machine.applied())?;
-        let (releasing, asking) = (log.clone(), log.clone());
+        let (releasing, asking, watched, stopping) = (log.clone(), log.clone(), log.clone(), log.clone());
         let applier = Applier::new(machine, Box::new(move |index| releasing.release(index)));
         let inner = Rc::new(Inner {
             config,
@@ -220,14 +228,19 @@ impl Group {
             in_flight: Cell::new(0),
             bytes_in_flight: Cell::new(0),
             promise: Box::new(move |entries, bytes| asking.promise(entries, bytes)),
+            log_failure: Box::new(move || watched.failure()),
+            stop_waiting: Box::new(move || stopping.stop_waiting()),
             start: Cell::new(None),
         });
         let group = Group(Rc::clone(&inner));
         let start = shardexec::spawn(Class::Raft, "raft group start", async move {
+            // A panic must not leave the group recovering for ever.
+            let unfinished = StopIfUnfinished(&inner);
             match run_start(&inner, Arc::new(raft_config), log, applier).await {
                 Ok(()) => inner.become_ready(),
                 Err(reason) => inner.stop(reason),
             }
+            drop(unfinished);
         });
         group.0.start.set(Some(start));
         Ok(group)
@@ -286,6 +299,12 @@ impl Group {
         self.propose_many(proposals).await.into_iter().map(answer).collect()
     }
 
+    /// Whether a command of `body_bytes` fits into an entry. A proposal that does not makes its whole batch fail.
+    pub fn check_size(&self, body_bytes: usize) -> Result<(), ProposeError> {
+        let (bytes, bytes_max) = (body_bytes + ENTRY_HEADER_BYTES, self.0.entry_bytes_max);
+        if bytes > bytes_max { Err(ProposeError::TooLarge { bytes, bytes_max }) } else { Ok(()) }
+    }
+
     fn admit(&self, proposals: &[Proposal]) -> Result<InFlight, ProposeError> {
         let inner = &self.0;
         if let Some(unready) = inner.unready() {
@@ -293,11 +312,8 @@ impl Group {
         }
         let mut total = 0;
         for proposal in proposals {
-            let bytes = proposal.body.len() + ENTRY_HEADER_BYTES;
-            if bytes > inner.entry_bytes_max {
-                return Err(ProposeError::TooLarge { bytes, bytes_max: inner.entry_bytes_max });
-            }
-            total += bytes;
+            self.check_size(proposal.body.len())?;
+            total += proposal.body.len() + ENTRY_HEADER_BYTES;
         }
         let (in_flight, bytes) = (inner.in_flight.get(), inner.bytes_in_flight.get());
         let fits = in_flight + proposals.len() <= PROPOSALS_IN_FLIGHT_MAX;
@@ -306,7 +322,7 @@ impl Group {
             return Err(ProposeError::Busy { in_flight, bytes });
         }
         // A proposal that the log cannot take would hold up the consensus task until the disk has space again.
-        let room = (inner.promise)(proposals.len(), total).map_err(refusal)?;
+        let room = (inner.promise)(proposals.len(), total).map_err(|error| inner.refusal(error))?;
         inner.in_flight.set(in_flight + proposals.len());
         inner.bytes_in_flight.set(bytes + total);
         Ok(InFlight { inner: Rc::clone(inner), count: proposals.len(), bytes: total, _room: room })
@@ -322,7 +338,7 @@ impl Group {
         }
         let metrics = self.0.metrics();
         if let Err(fatal) = &metrics.running_state {
-            return Err(ReadError::Stopped(stop_reason(fatal)));
+            return Err(ReadError::Stopped(self.0.reason_of(fatal)));
         }
         if self.0.progress.voters() == 1 {
             return Ok(());
@@ -338,7 +354,7 @@ impl Group {
         }
         match self.0.core().ensure_linearizable(ReadPolicy::LeaseRead).await {
             Ok(_read_log_id) => Ok(()),
-            Err(RaftError::Fatal(fatal)) => Err(ReadError::Stopped(stop_reason(&fatal))),
+            Err(RaftError::Fatal(fatal)) => Err(ReadError::Stopped(self.0.reason_of(&fatal))),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 Err(ReadError::NotLeader { leader: forward.leader_id })
             }
@@ -350,7 +366,7 @@ impl Group {
 
     /// Whether this replica leads.
     pub fn is_leader(&self) -> bool {
-        self.0.ready.get() && self.0.metrics().state == ServerState::Leader
+        self.0.unready().is_none() && self.0.metrics().state == ServerState::Leader
     }
 
     /// The group's figures.
@@ -384,12 +400,14 @@ impl Group {
         figures
     }
 
-    /// Stops the replica. What is in flight is answered with `Stopped`; what was acknowledged stays in the log.
+    /// Stops the replica, in bounded time also on a full disk. What is in flight is answered with `Stopped`; what was
+    /// acknowledged stays in the log.
     pub async fn shutdown(&self) {
         self.0.stop(StopReason::Shutdown);
+        (self.0.stop_waiting)();
         if let Some(core) = self.0.core.get() {
-            // The only error is that of a task that panicked, which has stopped as well.
-            core.shutdown().await.ok();
+            // Errors are a task that panicked, which has stopped as well, and one that hangs, which will not be waited for.
+            let _ = timeout(END_OF_CORE_MAX, core.shutdown()).await;
         } else if let Some(start) = self.0.start.take() {
             start.abort();
         }
@@ -454,7 +472,12 @@ impl Inner {
         self.stopped.borrow().clone()
     }
 
+    /// Why the replica does not serve, if that is so. A log that failed is found here, for no task watches it: with
+    /// nothing in flight, consensus does not notice either.
     fn unready(&self) -> Option<Unready> {
+        if let Some(error) = (self.log_failure)() {
+            self.stop(StopReason::LogFailed(error.to_string().into()));
+        }
         if self.ready.get() {
             return None;
         }
@@ -474,23 +497,58 @@ impl Inner {
         self.changed.notify_waiters();
     }
 
+    /// Stops for good. The first reason counts.
     fn stop(&self, reason: StopReason) {
+        if self.stopped.borrow().is_some() {
+            return;
+        }
         self.ready.set(false);
-        self.stopped.borrow_mut().get_or_insert(reason);
+        *self.stopped.borrow_mut() = Some(reason);
         self.changed.notify_waiters();
     }
 
     fn stopped_by(&self, fatal: &Fatal<TypeConfig>) {
-        self.stop(stop_reason(fatal));
+        self.stop(self.reason_of(fatal));
     }
 
-    /// Learns from the core, which has ended, why.
+    fn reason_of(&self, fatal: &Fatal<TypeConfig>) -> StopReason {
+        match fatal {
+            Fatal::Stopped => StopReason::Shutdown,
+            Fatal::Panicked => StopReason::Failed("its consensus task panicked".into()),
+            Fatal::StorageError(error) => {
+                self.progress.ended_by().unwrap_or_else(|| StopReason::LogFailed(error.to_string().into()))
+            }
+        }
+    }
+
+    fn reason_of_refusal(&self, error: &RaftError<TypeConfig, impl std::error::Error>) -> StopReason {
+        match error {
+            RaftError::Fatal(fatal) => self.reason_of(fatal),
+            RaftError::APIError(error) => StopReason::Failed(error.to_string().into()),
+        }
+    }
+
+    /// What a log that takes nothing means to a proposer. One that is not full has failed, and the replica with it.
+    fn refusal(&self, error: WalError) -> ProposeError {
+        if error.is_retriable() {
+            return ProposeError::DiskFull(Box::new(error));
+        }
+        self.stop(StopReason::LogFailed(error.to_string().into()));
+        self.stop_reason().expect("stopped just now").into()
+    }
+
+    /// Learns from the core, which has ended, why. One of its tasks may be gone and the core not know it: then it does
+    /// not end, and the replica stops without it.
     async fn note_end_of_core(&self) {
         if self.stopped.borrow().is_some() {
             return;
         }
         let ended = |metrics: &RaftMetrics<TypeConfig>| metrics.running_state.is_err();
-        match self.core().wait(None).metrics(ended, "the end").await {
+        let Ok(end) = timeout(END_OF_CORE_MAX, self.core().wait(None).metrics(ended, "the end")).await else {
+            self.stop(StopReason::Failed("its consensus lost proposals without a reason".into()));
+            return;
+        };
+        match end {
             Ok(metrics) => self.stopped_by(&metrics.running_state.expect_err("waited for it")),
             // It ended without a last word.
             Err(_closed) => self.stopped_by(&Fatal::Panicked),
@@ -614,20 +672,14 @@ fn answer(result: WriteResult<TypeConfig>) -> Answer {
     }
 }
 
-/// What a log that takes nothing means to a proposer.
-fn refusal(error: WalError) -> ProposeError {
-    if error.is_retriable() {
-        ProposeError::DiskFull(Box::new(error))
-    } else {
-        ProposeError::Stopped(StopReason::Failed(error.to_string().into()))
-    }
-}
+/// Stops a group whose start ends without having decided whether it serves: by a panic.
+struct StopIfUnfinished<'a>(&'a Inner);
 
-fn stop_reason(fatal: &Fatal<TypeConfig>) -> StopReason {
-    match fatal {
-        Fatal::Stopped => StopReason::Shutdown,
-        Fatal::Panicked => StopReason::Failed("its consensus task panicked".into()),
-        Fatal::StorageError(error) => StopReason::Failed(error.to_string().into()),
+impl Drop for StopIfUnfinished<'_> {
+    fn drop(&mut self) {
+        if !self.0.ready.get() {
+            self.0.stop(StopReason::Failed("its start panicked".into()));
+        }
     }
 }
 
@@ -661,25 +713,24 @@ async fn run_start<L: GroupLog>(
     mut log: L,
     applier: Applier,
 ) -> Result<(), StopReason> {
-    let failed = |error: &dyn fmt::Display| StopReason::Failed(error.to_string().into());
     let summary = inner.log_at_start;
-    replay(&mut log, &applier, summary.committed).await.map_err(|error| failed(&error))?;
+    replay(&mut log, &applier, summary.committed).await.map_err(|error| error.stop_reason())?;
     let replica = inner.config.replica;
-    let core = Core::build(replica, config, NoPeers, log, applier).await.map_err(|fatal| stop_reason(&fatal))?;
+    let core = Core::build(replica, config, NoPeers, log, applier).await.map_err(|fatal| inner.reason_of(&fatal))?;
     assert!(inner.core.set(core.clone()).is_ok() && inner.metrics.set(core.metrics()).is_ok(), "a group starts once");
     core.run();
-    let founded = core.is_initialized().await.map_err(|fatal| stop_reason(&fatal))?;
+    let founded = core.is_initialized().await.map_err(|fatal| inner.reason_of(&fatal))?;
     if founded {
         stand_for_election(inner, &core, summary.voted).await?;
     } else {
         // Founding a group is an election of its own.
         inner.elections.set(inner.elections.get() + 1);
-        core.initialize(BTreeSet::from([replica])).await.map_err(|error| failed(&error))?;
+        core.initialize(BTreeSet::from([replica])).await.map_err(|error| inner.reason_of_refusal(&error))?;
     }
-    wait_until_leading(&core, 0).await.map_err(|fatal| stop_reason(&fatal))?;
+    wait_until_leading(&core, 0).await.map_err(|fatal| inner.reason_of(&fatal))?;
     inner.leader_changes.set(inner.leader_changes.get() + 1);
     // Returns once this term's first entry is applied, and with it everything before.
-    core.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| failed(&error))?;
+    core.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| inner.reason_of_refusal(&error))?;
     Ok(())
 }
 
@@ -691,5 +742,5 @@ async fn stand_for_election(inner: &Inner, core: &Core, voted: bool) -> Result<(
         return Err(StopReason::NeedsPeers { voters });
     }
     inner.elections.set(inner.elections.get() + 1);
-    core.trigger().elect(false).await.map_err(|fatal| stop_reason(&fatal))
+    core.trigger().elect(false).await.map_err(|fatal| inner.reason_of(&fatal))
 }

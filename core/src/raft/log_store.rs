@@ -14,6 +14,7 @@
 
 use super::cache::EntryCache;
 use super::codec::{self, EncodedEntry, EntryKind};
+use super::errors::StopReason;
 use super::memory_store::half_open;
 use super::start::{GroupLog, LogSummary};
 use super::tokens::TokenStamper;
@@ -62,6 +63,8 @@ struct Inner {
     stamper: Rc<TokenStamper>,
     /// Encoded headers of the append under way; kept for its memory.
     encoded: RefCell<Vec<EncodedEntry>>,
+    /// The group stops: nothing waits for space any more.
+    stopping: Cell<bool>,
 }
 
 /// How a group uses its log.
@@ -94,6 +97,7 @@ impl WalLog {
             cache: RefCell::new(EntryCache::new(options.cache_bytes_max)),
             stamper: Rc::new(TokenStamper::new(shard, highest, options.sequences_max)),
             encoded: RefCell::default(),
+            stopping: Cell::new(false),
         }))
     }
 
@@ -162,13 +166,16 @@ impl WalLog {
         Ok(())
     }
 
-    /// Waits until the WAL takes `bytes`. openraft's core waits with it, which is what slows proposers down.
+    /// Waits until the WAL takes `bytes`. openraft's core waits with it, which is what slows proposers down. A full disk may
+    /// stay full for ever: a group that stops does not wait for it.
     async fn wait_for_room(&self, bytes: usize) -> io::Result<()> {
         loop {
             match self.0.wal.admit(bytes) {
                 Ok(()) => return Ok(()),
                 Err(WalError::Backlog { .. }) => self.0.wal.flush().await.map_err(io::Error::other)?,
-                Err(WalError::DiskFull { .. }) => shardexec::time::sleep(DISK_FULL_PAUSE).await,
+                Err(WalError::DiskFull { .. }) if !self.0.stopping.get() => {
+                    shardexec::time::sleep(DISK_FULL_PAUSE).await;
+                }
                 Err(error) => return Err(io::Error::other(error)),
             }
         }
@@ -246,6 +253,27 @@ impl GroupLog for WalLog {
 
     fn promise(&self, entries: usize, bytes: usize) -> Result<Option<Promise>, WalError> {
         self.0.wal.promise(bytes + entries * RECORD_OVERHEAD_BYTES).map(Some)
+    }
+
+    fn failure(&self) -> Option<WalError> {
+        self.0.wal.admit(0).err().filter(|error| !error.is_retriable())
+    }
+
+    fn stop_waiting(&self) {
+        self.0.stopping.set(true);
+    }
+}
+
+/// What it means to a replica that an entry cannot be read.
+pub(super) fn unreadable(error: &io::Error) -> StopReason {
+    let text = error.to_string().into();
+    match error.get_ref().and_then(|source| source.downcast_ref::<WalError>()) {
+        Some(WalError::Corrupt { .. } | WalError::MissingSegment { .. } | WalError::Foreign { .. }) => {
+            StopReason::Damaged(text)
+        }
+        Some(_) => StopReason::LogFailed(text),
+        // It was read, and is no entry, or not the one that was committed.
+        None => StopReason::Damaged(text),
     }
 }
 

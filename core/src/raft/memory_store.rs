@@ -29,6 +29,7 @@ struct Inner {
     vote: Option<RaftVote>,
     committed: Option<RaftLogId>,
     stamper: Rc<TokenStamper>,
+    entry_bytes_max: usize,
 }
 
 impl MemoryLog {
@@ -40,8 +41,18 @@ impl MemoryLog {
     /// An empty log whose leader moves to a new term after `sequences_max` append batches.
     pub fn with_sequences(shard: ShardId, sequences_max: u32) -> MemoryLog {
         let stamper = Rc::new(TokenStamper::new(shard, FencingToken::default(), sequences_max));
-        let inner = Inner { entries: VecDeque::new(), purged: None, vote: None, committed: None, stamper };
+        let entry_bytes_max = ENTRY_BYTES_MAX;
+        let inner =
+            Inner { entries: VecDeque::new(), purged: None, vote: None, committed: None, stamper, entry_bytes_max };
         MemoryLog(Rc::new(RefCell::new(inner)))
+    }
+
+    /// An empty log that takes commands of so many bytes, headers included.
+    #[cfg(test)]
+    pub(crate) fn with_entry_bytes_max(shard: ShardId, bytes_max: usize) -> MemoryLog {
+        let log = MemoryLog::new(shard);
+        log.0.borrow_mut().entry_bytes_max = bytes_max;
+        log
     }
 
     fn read(&self, range: impl RangeBounds<u64>) -> Vec<Entry> {
@@ -96,13 +107,21 @@ impl GroupLog for MemoryLog {
     fn release(&self, _index: u64) {}
 
     fn entry_bytes_max(&self) -> usize {
-        ENTRY_BYTES_MAX
+        self.0.borrow().entry_bytes_max
     }
 
     /// Memory has room.
     fn promise(&self, _entries: usize, _bytes: usize) -> Result<Option<Promise>, WalError> {
         Ok(None)
     }
+
+    /// Memory does not fail.
+    fn failure(&self) -> Option<WalError> {
+        None
+    }
+
+    /// Nothing waits.
+    fn stop_waiting(&self) {}
 }
 
 impl RaftLogReader<TypeConfig> for MemoryLog {

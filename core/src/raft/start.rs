@@ -9,6 +9,8 @@
 //! openraft itself would "clean the hole" when the state is ahead of the log: purge, forget and vote. That replica has lost
 //! entries that it acknowledged, so its vote could undo a commit. The check below is what keeps it out.
 
+use super::errors::StopReason;
+use super::log_store::unreadable;
 use super::state_machine::{APPLY_BATCH_BYTES_MAX, APPLY_BATCH_MAX, Applier, ApplyError, command_bytes};
 use super::tokens::TokenStamper;
 use super::types::{Entry, TypeConfig};
@@ -34,6 +36,10 @@ pub(crate) trait GroupLog:
     fn entry_bytes_max(&self) -> usize;
     /// Promises room for entries whose commands take `bytes`, headers included, unless the log's disk is full or it has failed.
     fn promise(&self, entries: usize, bytes: usize) -> Result<Option<Promise>, WalError>;
+    /// Why the log takes nothing for good, if that is so.
+    fn failure(&self) -> Option<WalError>;
+    /// The group stops: an append that waits for space fails instead.
+    fn stop_waiting(&self);
 }
 
 /// What a log durably knows of a group.
@@ -151,6 +157,17 @@ pub(crate) enum ReplayError {
     Apply(#[from] ApplyError),
     #[error("log entry {index} cannot be read, although the log reaches to {upto}; the log is damaged")]
     Missing { index: u64, upto: u64 },
+}
+
+impl ReplayError {
+    /// What it means to the replica.
+    pub(crate) fn stop_reason(&self) -> StopReason {
+        match self {
+            ReplayError::Read(error) => unreadable(error),
+            ReplayError::Apply(_) => StopReason::Failed(self.to_string().into()),
+            ReplayError::Missing { .. } => StopReason::Damaged(self.to_string().into()),
+        }
+    }
 }
 
 /// Applies the entries up to `committed` to the state, in large batches, giving way to other tasks between them.

@@ -7,9 +7,12 @@
 //! ```
 //!
 //! Invariants: entries arrive in log order without gaps; one outcome per entry; an error is fatal for the replica, since
-//! anything deterministic is an outcome. Snapshots do not exist in this version: none is reported, and asking for one is
+//! anything deterministic is an outcome. A panic is such an error: openraft catches none, so its worker would die with
+//! writes unanswered and the rest of the replica alive. Snapshots do not exist in this version: none is reported, and asking for one is
 //! a typed error.
 
+use super::errors::StopReason;
+use super::log_store::unreadable;
 use super::types::{Entry, Outcome, RaftLogId, RaftMembership, RaftStoredMembership, TypeConfig, to_log_id};
 use crate::state::envelope::EntryHeader;
 use futures_util::{Stream, StreamExt};
@@ -19,9 +22,11 @@ use gristmill_wal::LogPosition;
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 
@@ -75,6 +80,8 @@ pub type Room = Pin<Box<dyn Future<Output = ()>>>;
 pub(crate) struct ApplyProgress {
     applied: Cell<Option<LogPosition>>,
     voters: Cell<usize>,
+    /// Why applying ended: openraft passes on the text of an error only.
+    ended_by: RefCell<Option<StopReason>>,
 }
 
 impl ApplyProgress {
@@ -86,6 +93,11 @@ impl ApplyProgress {
     /// Voters of the last membership that was applied; 0 before the first.
     pub(crate) fn voters(&self) -> usize {
         self.voters.get()
+    }
+
+    /// Why applying ended, if it did.
+    pub(crate) fn ended_by(&self) -> Option<StopReason> {
+        self.ended_by.borrow().clone()
     }
 }
 
@@ -126,8 +138,17 @@ impl Applier {
         }
     }
 
-    /// Applies one batch; its outcomes stand in `Machine::outcomes` afterwards.
+    /// Applies one batch; its outcomes stand in `Machine::outcomes` afterwards. After an error the state may be half
+    /// changed: nothing may be applied to it or read from it any more.
     pub(crate) fn apply_batch(&self, entries: &[Entry]) -> Result<(), ApplyError> {
+        let Some(first) = entries.first() else { return Ok(()) };
+        catch_unwind(AssertUnwindSafe(|| self.apply_entries(entries))).unwrap_or_else(|payload| {
+            let reason = format!("the state machine panicked: {}", panic_text(&*payload));
+            Err(ApplyError { index: first.log_id.index, reason })
+        })
+    }
+
+    fn apply_entries(&self, entries: &[Entry]) -> Result<(), ApplyError> {
         let Some(last) = entries.last() else { return Ok(()) };
         let machine = &mut *self.machine.borrow_mut();
         let batch: Vec<Committed<'_>> = entries.iter().map(committed).collect();
@@ -149,6 +170,10 @@ impl Applier {
         Ok(())
     }
 
+    fn ended_by(&self, reason: StopReason) {
+        *self.progress.ended_by.borrow_mut() = Some(reason);
+    }
+
     fn assert_follows(&self, first: LogPosition) {
         if let Some(applied) = self.progress.applied.get() {
             assert_eq!(first.index, applied.index + 1, "entries are applied one after the other");
@@ -157,7 +182,10 @@ impl Applier {
 
     async fn apply_and_answer(&self, entries: &mut Vec<Entry>, responders: &mut Responders) -> io::Result<()> {
         self.admit().await;
-        self.apply_batch(entries).map_err(io::Error::other)?;
+        if let Err(error) = self.apply_batch(entries) {
+            self.ended_by(StopReason::Failed(error.to_string().into()));
+            return Err(io::Error::other(error));
+        }
         entries.clear();
         {
             let machine = &mut *self.machine.borrow_mut();
@@ -173,6 +201,11 @@ impl Applier {
 }
 
 type Responders = Vec<Option<ApplyResponder<TypeConfig>>>;
+
+fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("with a payload that is not text")
+}
 
 fn committed(entry: &Entry) -> Committed<'_> {
     let command = match &entry.payload {
@@ -212,7 +245,7 @@ impl RaftStateMachine<TypeConfig> for Applier {
         while let Some(chunk) = ready.next().await {
             let mut bytes = 0;
             for item in chunk {
-                let (entry, responder) = item?;
+                let (entry, responder) = item.inspect_err(|error| self.ended_by(unreadable(error)))?;
                 bytes += command_bytes(&entry);
                 if bytes > APPLY_BATCH_BYTES_MAX && !entries.is_empty() {
                     self.apply_and_answer(&mut entries, &mut responders).await?;

@@ -526,7 +526,8 @@ fn page_of(run: ScanRun) -> Body {
 fn stop_code(reason: &StopReason) -> ErrorCode {
     match reason {
         StopReason::Shutdown => ErrorCode::ShuttingDown,
-        StopReason::Failed(_) => ErrorCode::LogFailed,
-        StopReason::NeedsPeers { .. } => ErrorCode::Quarantined,
+        StopReason::Failed(_) => ErrorCode::Internal,
+        StopReason::LogFailed(_) => ErrorCode::LogFailed,
+        StopReason::Damaged(_) | StopReason::NeedsPeers { .. } => ErrorCode::Quarantined,
     }
 }

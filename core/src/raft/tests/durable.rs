@@ -155,6 +155,26 @@ fn concurrent_batches_are_applied_in_one_order() {
     });
 }
 
+/// With nothing in flight nobody told the replica, and `status` called it serving.
+#[test]
+fn an_idle_replica_whose_log_takes_nothing_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    on_executor(async {
+        let wal = open(directory.path()).await;
+        let journal = SharedJournal::default();
+        let group = start(&wal, WalLogOptions::default(), &journal).await;
+        group.propose_many(bodies(0, 3)).await;
+        assert_eq!((group.phase(), group.is_leader()), (Phase::Ready, true));
+        wal.close().await.unwrap();
+        let Phase::Stopped(StopReason::LogFailed(reason)) = group.phase() else { panic!("{:?}", group.phase()) };
+        assert!(reason.contains("closed"), "{reason}");
+        assert!(!group.is_leader() && !group.metrics().leads);
+        assert!(matches!(group.read_permission(), Err(ReadError::Stopped(StopReason::LogFailed(_)))));
+        let refused = group.propose_many(bodies(3, 1)).await;
+        assert!(matches!(refused[..], [Err(ProposeError::Stopped(StopReason::LogFailed(_)))]), "{refused:?}");
+    });
+}
+
 #[test]
 fn a_replica_that_outlived_its_successors_vote_cannot_write() {
     let directory = tempfile::tempdir().unwrap();
@@ -170,7 +190,7 @@ fn a_replica_that_outlived_its_successors_vote_cannot_write() {
         assert_eq!(successor.read_vote().await.unwrap(), Some(vote));
 
         let results = group.propose_many(bodies(3, 1)).await;
-        let [Err(ProposeError::Stopped(StopReason::Failed(reason)))] = &results[..] else { panic!("{results:?}") };
+        let [Err(ProposeError::Stopped(StopReason::LogFailed(reason)))] = &results[..] else { panic!("{results:?}") };
         assert!(reason.contains("deposed"), "{reason}");
         assert_eq!(wal.stats().stale_tokens, 1);
         assert_eq!(journal.bodies(), expected(3));

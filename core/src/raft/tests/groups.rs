@@ -1,6 +1,11 @@
 //! Groups of one voter over the in-memory log.
 
 use super::*;
+use gristmill_shardexec::time::timeout;
+use std::time::Duration;
+
+/// Longer than anything here takes, shorter than for ever.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 fn start(log: &MemoryLog, journal: &SharedJournal) -> Group {
     Group::start(config(), log.clone(), journal.boxed()).unwrap()
@@ -139,6 +144,30 @@ fn a_failing_state_machine_stops_the_replica_with_its_reason() {
         assert!(reason.contains("poison"), "{reason}");
         assert!(matches!(group.phase(), Phase::Stopped(StopReason::Failed(_))));
         assert!(matches!(group.read_permission(), Err(ReadError::Stopped(_))));
+    });
+}
+
+/// A panic in apply killed openraft's worker and nothing else: the write was never answered, the replica went on serving reads
+/// of a state that was half changed, and after a restart the same entry left it recovering for ever.
+#[test]
+fn a_state_machine_that_panics_stops_the_replica_now_and_in_each_replay() {
+    on_executor(async {
+        let log = MemoryLog::new(config().shard);
+        let journal = SharedJournal::default();
+        let group = ready(&log, &journal).await;
+        let answered = timeout(ANSWER_MAX, group.propose_many(vec![proposal(b"fine"), proposal(b"bomb")])).await;
+        let results = answered.expect("every proposal is answered");
+        let Err(ProposeError::Stopped(StopReason::Failed(reason))) = &results[1] else { panic!("{results:?}") };
+        assert!(reason.contains("panicked") && reason.contains("it went off"), "{reason}");
+        assert!(matches!(group.read_permission(), Err(ReadError::Stopped(StopReason::Failed(_)))));
+        group.shutdown().await;
+        for _ in 0..2 {
+            let again = start(&log, &SharedJournal::default());
+            let outcome = timeout(ANSWER_MAX, again.ready()).await.expect("it does not recover for ever");
+            let Err(StopReason::Failed(reason)) = outcome else { panic!("{outcome:?}") };
+            assert!(reason.contains("it went off"), "{reason}");
+            again.shutdown().await;
+        }
     });
 }
 

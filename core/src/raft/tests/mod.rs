@@ -83,6 +83,7 @@ impl StateMachine for SharedJournal {
                 out.push(Outcome::EMPTY);
                 continue;
             };
+            assert_ne!(body.as_slice(), b"bomb", "it went off");
             if body.as_slice() == b"poison" {
                 return Err(ApplyError { index: entry.position.index, reason: "poison".to_owned() });
             }
