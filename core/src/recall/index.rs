@@ -176,20 +176,19 @@ impl RecallIndex {
     }
 
     /// Builds and merges segments as they fall due; never ends but by an error. One task of the background class for each
-    /// shard, and no more. Dropping it in the middle of a job loses nothing.
+    /// shard, and no more. Dropping it in the middle of a job loses nothing. However it ends, by a panic too, nobody waits
+    /// for room any more: there is none to come.
     pub async fn maintain(&self) -> Result<Infallible, MaintainError> {
         assert!(self.state().building.is_none(), "one builder a shard");
+        self.state_mut().unmaintained = false;
+        let _maintained = Maintained(self);
         loop {
             let due = self.state_mut().next_due();
             let Some(namespace) = due else {
                 self.shared.work.notified().await;
                 continue;
             };
-            if let Err(error) = self.build(namespace).await {
-                self.state_mut().unmaintained = true;
-                self.shared.relief.notify_waiters();
-                return Err(error);
-            }
+            self.build(namespace).await?;
         }
     }
 
@@ -259,6 +258,16 @@ impl RecallIndex {
 
     pub(super) fn state_mut(&self) -> RefMut<'_, State> {
         self.shared.state.borrow_mut()
+    }
+}
+
+/// An index that has a builder.
+struct Maintained<'a>(&'a RecallIndex);
+
+impl Drop for Maintained<'_> {
+    fn drop(&mut self) {
+        self.0.state_mut().unmaintained = true;
+        self.0.shared.relief.notify_waiters();
     }
 }
 

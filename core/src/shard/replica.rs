@@ -33,7 +33,7 @@ use gristmill_rpc::validate::{self, RequestRef};
 use gristmill_shardexec::sync::semaphore::Permit;
 use gristmill_shardexec::sync::{Notify, Semaphore};
 use gristmill_shardexec::time::Instant;
-use gristmill_shardexec::{Class, spawn, yield_if_spent};
+use gristmill_shardexec::{Class, JoinError, spawn, yield_if_spent};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -136,10 +136,21 @@ impl Shard {
             registry: registry.clone(),
         });
         observe_group(registry, &shard);
-        spawn(Class::Raft, "shard proposer", Rc::clone(&shard).propose());
-        spawn(Class::Background, "recall index", Rc::clone(&shard).maintain());
-        spawn(Class::Background, "expiry sweeper", sweep(Rc::clone(&shard)));
+        shard.keep(Class::Raft, "shard proposer", Rc::clone(&shard).propose());
+        shard.keep(Class::Background, "recall index", Rc::clone(&shard).maintain());
+        shard.keep(Class::Background, "expiry sweeper", sweep(Rc::clone(&shard)));
         shard
+    }
+
+    /// Runs one of the tasks that the shard lives by. One that panics stops the shard: without it requests would wait for
+    /// ever.
+    pub(super) fn keep(self: &Rc<Self>, class: Class, name: &'static str, task: impl Future<Output = ()> + 'static) {
+        let (shard, task) = (Rc::clone(self), spawn(class, name, task));
+        spawn(Class::Background, "shard supervisor", async move {
+            if let Err(JoinError::Panicked(message)) = task.await {
+                shard.fail(&format!("its task {name:?} panicked: {message}")).await;
+            }
+        });
     }
 
     pub(crate) fn id(&self) -> ShardId {
@@ -153,6 +164,11 @@ impl Shard {
 
     /// Serves from here on, as far as the group does.
     pub(crate) fn run(&self, group: Group) {
+        if self.is_down() {
+            // One of its tasks failed before its log was open.
+            spawn(Class::Background, "shard shutdown", async move { group.shutdown().await });
+            return;
+        }
         spawn(Class::Background, "shard watch", watch(self.id, group.clone(), self.registry.clone()));
         *self.phase.borrow_mut() = Phase::Running(group);
     }
@@ -167,12 +183,24 @@ impl Shard {
         self.stop(Rejection::new(ErrorCode::ShuttingDown, "the server is shutting down; ask again later")).await;
     }
 
+    /// Stops for a reason that nobody asked for.
+    async fn fail(&self, reason: &str) {
+        eprintln!("gristmill: shard {} stops: {reason}", self.id.0);
+        self.registry.emit(wall_ms(), Event::ReplicaStopped { shard: self.id.0, reason: reason.to_owned() });
+        let message = format!("shard {} stopped: {reason}; restart the server", self.id.0);
+        self.stop(Rejection::new(ErrorCode::Internal, message)).await;
+    }
+
     async fn stop(&self, reason: Rejection) {
-        let group = match self.phase.replace(Phase::Down(reason)) {
-            Phase::Running(group) => group,
-            Phase::Opening | Phase::Down(_) => return,
-        };
-        group.shutdown().await;
+        let before = self.phase.replace(Phase::Down(reason.clone()));
+        // The proposer may be gone, or wait for what does not come any more.
+        let queued = std::mem::take(&mut *self.queue.borrow_mut());
+        for write in queued.writes {
+            write.reply.answer(Err(reason.clone()));
+        }
+        if let Phase::Running(group) = before {
+            group.shutdown().await;
+        }
     }
 
     /// Serves one request of this shard. The request was checked by the core that took it; its archive is checked once
@@ -324,10 +352,7 @@ impl Shard {
     /// Builds index segments as they fall due. A shard whose indexes cannot follow must stop: their heads would grow.
     async fn maintain(self: Rc<Self>) {
         let Err(error) = self.machine.maintain().await;
-        eprintln!("gristmill: shard {} stops: {error}", self.id.0);
-        self.registry.emit(wall_ms(), Event::ReplicaStopped { shard: self.id.0, reason: error.to_string() });
-        let message = format!("shard {} stopped: {error}; restart the server", self.id.0);
-        self.stop(Rejection::new(ErrorCode::Internal, message)).await;
+        self.fail(&error.to_string()).await;
     }
 
     /// Whether the shard serves nothing any more.
