@@ -299,7 +299,8 @@ impl Shard {
     }
 
     fn admit(&self, write: &Write) -> Result<(), Rejection> {
-        self.group()?;
+        // Here and not in its batch, of which it would take the others along.
+        self.group()?.check_size(write.body.len()).map_err(|error| self.propose_rejection(&error))?;
         let queue = self.queue.borrow();
         if queue.writes.len() >= QUEUE_MAX || queue.bytes + write.body.len() > QUEUE_BYTES_MAX {
             let message = format!(

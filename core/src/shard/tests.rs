@@ -8,13 +8,14 @@ use crate::recall::RecallIndex;
 use crate::server::reply::{Answer, ReplyTo};
 use crate::state::apply::SWEPT_PER_SWEEP;
 use gristmill_rpc::body::{Body, access, archive};
+use gristmill_rpc::error::ErrorCode;
 use gristmill_rpc::frame::{FrameHeader, MessageType};
 use gristmill_rpc::ids::{GrainId, ShardId};
 use gristmill_rpc::ring::Ring;
 use gristmill_rpc::schema::{ArchivedScanReply, ArchivedWriteReply, COMMAND_SCHEMA, Command, Operation, ScanRequest};
 use gristmill_shardexec::sync::oneshot;
 use gristmill_shardexec::time::sleep;
-use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice, executor_stats};
+use gristmill_shardexec::{Class, Executor, ExecutorConfig, IoChoice, executor_stats};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -203,6 +204,50 @@ fn scans_of_any_length_are_answered_in_whole() {
             let answer = answer.await.expect("answered").expect("scanned");
             assert_eq!(access::<ArchivedScanReply>(&answer).expect("a reply").items.len(), length as usize);
         }
+    });
+}
+
+/// The shard's own tasks ran unwatched: with the proposer gone, writes waited in the queue for ever.
+#[test]
+fn a_task_that_panics_stops_its_shard_and_answers_what_waits() {
+    on_executor(async {
+        let running = Running::start(&MemoryLog::new(SHARD)).await;
+        running.write(vec![put(1, 0)]).await;
+        running.shard.keep(Class::Raft, "doomed", async { panic!("a defect") });
+        let put = |key| archive(&Command { operations: vec![put(key, 0)] });
+        // In the queue while the task panics, or refused at the door: answered either way.
+        for key in 2..200 {
+            let answer = running.ask(MessageType::Write, put(key)).await;
+            if let Err(rejection) = &answer {
+                assert_eq!(rejection.code, ErrorCode::Internal, "{rejection:?}");
+                assert!(
+                    rejection.message.contains("doomed") && rejection.message.contains("a defect"),
+                    "{rejection:?}"
+                );
+            }
+            if answer.is_err() {
+                return;
+            }
+        }
+        panic!("the shard goes on without its task");
+    });
+}
+
+/// One write that no log entry can hold made the others of its batch fail.
+#[test]
+fn a_write_that_is_too_large_is_refused_alone() {
+    on_executor(async {
+        let running = Running::start(&MemoryLog::with_entry_bytes_max(SHARD, 16 << 10)).await;
+        let put = |key: u32, bytes: usize| {
+            let (namespace, key) = ("a".into(), key.to_be_bytes().to_vec());
+            let operation = Operation::Put { namespace, key, value: vec![7; bytes], ttl_ms: 0 };
+            running.submit(MessageType::Write, archive(&Command { operations: vec![operation] }))
+        };
+        let answers = [put(1, 100), put(2, 20 << 10), put(3, 100)];
+        let [first, large, last] = answers;
+        assert!(first.await.expect("answered").is_ok());
+        assert_eq!(large.await.expect("answered").expect_err("too large").code, ErrorCode::TooLarge);
+        assert!(last.await.expect("answered").is_ok());
     });
 }
 
