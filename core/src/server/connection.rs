@@ -39,6 +39,8 @@ pub(crate) struct Connection {
     /// The protocol may take input again, or the connection is closing.
     input: Notify,
     closing: Cell<bool>,
+    /// The writer has sent what there was, or cannot.
+    written: Cell<bool>,
     /// When the requests came whose answers wait to be sent.
     answered: RefCell<Vec<Answered>>,
     metrics: Rc<CoreMetrics>,
@@ -59,6 +61,7 @@ impl Connection {
             output: Notify::new(),
             input: Notify::new(),
             closing: Cell::new(false),
+            written: Cell::new(false),
             answered: RefCell::default(),
             metrics: core.metrics(),
         });
@@ -89,9 +92,9 @@ impl Connection {
         self.output.notify_one();
     }
 
-    /// Requests accepted and not yet answered.
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.protocol.borrow().in_flight()
+    /// Whether, after [`Connection::close`], every request is answered and the answers are sent, or cannot be.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.written.get()
     }
 
     async fn read(self: Rc<Self>, core: Rc<Core>) {
@@ -170,5 +173,6 @@ impl Connection {
         self.close();
         // The other side may be gone already; there is nobody left to tell.
         let _ = self.socket.shutdown(ShutdownHow::Both).await;
+        self.written.set(true);
     }
 }

@@ -36,8 +36,10 @@ use std::time::Duration;
 
 /// Connections that one core holds at the most; further ones are closed with a message.
 pub(crate) const CONNECTIONS_MAX: i64 = 10_000;
-/// How long a stopping core waits for requests in flight.
+/// How long a stopping core waits for requests in flight, its own and those of other cores.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// Pause between two looks at them.
+const DRAIN_PAUSE: Duration = Duration::from_millis(5);
 /// Pause after an accept that failed, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -145,6 +147,7 @@ impl Core {
                 }
                 CoreMessage::Answer { ticket, answer } => self.peers.answered(ticket, answer),
                 CoreMessage::Stop => self.begin_stop(),
+                CoreMessage::Drained => self.peers.note_drained(from),
                 CoreMessage::Opened(_) | CoreMessage::Bound { .. } | CoreMessage::Offered(_) => {
                     unreachable!("told while starting, before this loop runs")
                 }
@@ -229,24 +232,37 @@ impl Core {
         self.stop.notify_one();
     }
 
-    /// Resolves once the core was told to stop and its requests are answered, or have had their time.
-    pub(crate) async fn stopped(&self) {
+    /// Resolves once the core was told to stop. One task waits at a time.
+    pub(crate) async fn stop_asked(&self) {
         while !self.stopping.get() {
             self.stop.notified().await;
         }
+    }
+
+    /// Resolves once the core was told to stop and the answers to its clients are sent, and so on every other core, whose
+    /// clients may wait for shards of this one; or they all have had their time.
+    pub(crate) async fn stopped(&self) {
+        self.stop_asked().await;
         let open: Vec<Rc<Connection>> = self.connections.borrow().iter().filter_map(Weak::upgrade).collect();
         for connection in &open {
             connection.close();
         }
         let deadline = Instant::now() + DRAIN_MAX;
-        while open.iter().any(|connection| connection.in_flight() > 0) && Instant::now() < deadline {
-            sleep(Duration::from_millis(5)).await;
-        }
+        wait_until(deadline, || open.iter().all(|connection| connection.is_drained())).await;
+        self.peers.tell_drained();
+        wait_until(deadline, || self.peers.are_drained()).await;
     }
 
     /// The shards of this core.
     pub(crate) fn shards(&self) -> impl Iterator<Item = &Rc<Shard>> {
         self.shards.values()
+    }
+}
+
+/// Waits until something holds, or until `deadline`.
+async fn wait_until(deadline: Instant, holds: impl Fn() -> bool) {
+    while !holds() && Instant::now() < deadline {
+        sleep(DRAIN_PAUSE).await;
     }
 }
 

@@ -4,7 +4,7 @@
 //!   here: forward(shard) ─ ticket ─► outbox ─► ring ─► peer: dispatch ─► shard ─► answer(ticket) ─► … ─► here: reply
 //! ```
 //!
-//! Invariants: a ticket is answered at most once; at most [`FORWARDS_MAX`] of this core's requests are with other cores,
+//! Invariants: a ticket is answered at most once, with `ShuttingDown` where its core has left already; at most [`FORWARDS_MAX`] of this core's requests are with other cores,
 //! which also bounds the answers that any core has to send back.
 
 use super::boot::{Offered, Opened};
@@ -17,7 +17,7 @@ use gristmill_shardexec::sync::Notify;
 use gristmill_shardexec::{Class, CoreId, spawn};
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
 /// Requests of one core that may be with other cores.
@@ -39,6 +39,8 @@ pub(crate) enum CoreMessage {
     Status { ticket: u64, verbose: bool },
     /// The process stops: drain and end.
     Stop,
+    /// The sender's clients wait for nothing any more, and it serves until everybody has said so.
+    Drained,
 }
 
 /// A core's view of the others.
@@ -47,6 +49,8 @@ pub(crate) struct Peers {
     outboxes: Vec<Outbox>,
     waiting: RefCell<FxHashMap<u64, ReplyTo>>,
     next_ticket: Cell<u64>,
+    /// Cores whose clients wait for nothing any more.
+    drained: RefCell<BTreeSet<CoreId>>,
 }
 
 /// What waits for credits of the ring to one core.
@@ -63,8 +67,13 @@ impl Peers {
     pub(crate) fn start(seat: MeshSeat<CoreMessage>) -> Rc<Peers> {
         let port = seat.attach();
         let outboxes = port.cores().map(|_| Outbox::default()).collect();
-        let peers =
-            Rc::new(Peers { port: Rc::new(port), outboxes, waiting: RefCell::default(), next_ticket: Cell::new(1) });
+        let peers = Rc::new(Peers {
+            port: Rc::new(port),
+            outboxes,
+            waiting: RefCell::default(),
+            next_ticket: Cell::new(1),
+            drained: RefCell::default(),
+        });
         for core in peers.others() {
             spawn(Class::Request, "mesh sender", Rc::clone(&peers).send_to(core));
         }
@@ -114,6 +123,24 @@ impl Peers {
         }
     }
 
+    /// Tells every other core that this one's clients wait for nothing any more.
+    pub(crate) fn tell_drained(&self) {
+        for core in self.others() {
+            self.send(core, CoreMessage::Drained);
+        }
+    }
+
+    /// Another core's clients wait for nothing any more.
+    pub(crate) fn note_drained(&self, core: CoreId) {
+        self.drained.borrow_mut().insert(core);
+    }
+
+    /// Whether no other core's clients wait for anything.
+    pub(crate) fn are_drained(&self) -> bool {
+        let drained = self.drained.borrow();
+        self.others().all(|core| drained.contains(&core))
+    }
+
     /// Remembers whom to answer; `None` where there are too many already, and then the reply said so.
     fn open_ticket(&self, reply: ReplyTo) -> Option<u64> {
         let mut waiting = self.waiting.borrow_mut();
@@ -135,11 +162,28 @@ impl Peers {
         let mut queue = outbox.queue.borrow_mut();
         if outbox.sending.get() || !queue.is_empty() {
             queue.push_back(message);
-        } else if let Err(TrySendError::Full(message)) = self.port.try_send(core, message) {
-            queue.push_back(message);
-            outbox.filled.notify_one();
+            return;
         }
-        // A peer that has left the mesh has ended: the node is stopping, and nobody waits for the answer.
+        match self.port.try_send(core, message) {
+            Ok(()) => {}
+            Err(TrySendError::Full(message)) => {
+                queue.push_back(message);
+                outbox.filled.notify_one();
+            }
+            Err(TrySendError::Closed(message)) => {
+                drop(queue);
+                self.undeliverable(&message);
+            }
+        }
+    }
+
+    /// A peer that has left the mesh has ended: the node is stopping. Whoever waits for an answer of that core is told;
+    /// nobody waits for anything else.
+    fn undeliverable(&self, message: &CoreMessage) {
+        if let CoreMessage::Request { ticket, .. } | CoreMessage::Status { ticket, .. } = message {
+            let message = "the server is shutting down; ask again later";
+            self.answered(*ticket, Err(Rejection::new(ErrorCode::ShuttingDown, message)));
+        }
     }
 
     /// Empties one outbox, forever, as the ring's credits allow.
@@ -152,12 +196,64 @@ impl Peers {
                     outbox.sending.set(true);
                     let sent = self.port.send(core, message).await;
                     outbox.sending.set(false);
-                    if let Err(Closed(_)) = sent {
+                    if let Err(Closed(message)) = sent {
+                        self.undeliverable(&message);
+                        for left in std::mem::take(&mut *outbox.queue.borrow_mut()) {
+                            self.undeliverable(&left);
+                        }
                         return;
                     }
                 }
                 None => outbox.filled.notified().await,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gristmill_rpc::frame::MessageType;
+    use gristmill_shardexec::cores::{BodyPanic, Cores};
+    use gristmill_shardexec::mesh::mesh;
+    use gristmill_shardexec::sync::oneshot;
+    use gristmill_shardexec::time::{sleep, timeout};
+    use gristmill_shardexec::{ExecutorConfig, IoChoice};
+    use std::time::Duration;
+
+    /// A request for a core that had left was dropped, and its client waited until it gave up.
+    #[test]
+    fn a_request_for_a_core_that_has_left_is_answered() {
+        let mut seats = mesh(2, 4).into_iter();
+        let config = |core| ExecutorConfig { core, io: IoChoice::Posix, ..ExecutorConfig::default() };
+        let cores = Cores::start(2, BodyPanic::Report, config, |core| {
+            let seat = seats.next().expect("a seat a core");
+            move || async move {
+                let peers = Peers::start(seat);
+                if core == CoreId(1) {
+                    return;
+                }
+                let body = Body::copy_from(&[]);
+                let header = FrameHeader::for_body(MessageType::Get, 1, &body);
+                // More than the ring takes: some find the core gone when they are sent, some wait for it in the outbox.
+                let mut answers = Vec::new();
+                for _ in 0..20 {
+                    let (sender, answer) = oneshot::channel();
+                    peers.forward(CoreId(1), header, body.clone(), ReplyTo::task(sender));
+                    answers.push(answer);
+                }
+                sleep(Duration::from_millis(100)).await;
+                let (sender, answer) = oneshot::channel();
+                peers.forward(CoreId(1), header, body, ReplyTo::task(sender));
+                // The first ones may have got into the ring before the other core left.
+                for answer in answers.into_iter().skip(4).chain([answer]) {
+                    let answer = timeout(Duration::from_secs(20), answer).await.expect("in time").expect("answered");
+                    assert_eq!(answer.expect_err("nobody is there").code, ErrorCode::ShuttingDown);
+                }
+            }
+        });
+        for outcome in cores.expect("cores start").join() {
+            outcome.expect("no panic");
         }
     }
 }
