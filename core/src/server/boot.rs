@@ -13,6 +13,7 @@ use crate::shard::machine::Machine;
 use crate::shard::placement::Placement;
 use crate::shard::replica::Shard;
 use crate::shard::superblock::{LOGS_MAX, SHARDS_MAX, Superblock};
+use futures_util::future::{Either, join_all, select};
 use gristmill_rpc::error::{ErrorCode, Rejection};
 use gristmill_rpc::frame::PROTOCOL_VERSION;
 use gristmill_rpc::ids::ShardId;
@@ -23,13 +24,14 @@ use gristmill_rpc::schema::HelloReply;
 use gristmill_shardexec::cores::{CorePanic, CoresError};
 use gristmill_shardexec::mesh::MeshSeat;
 use gristmill_shardexec::net::{ListenOptions, TcpListener};
-use gristmill_shardexec::time::sleep;
+use gristmill_shardexec::time::{sleep, timeout};
 use gristmill_shardexec::{Class, CoreId, driver_name, spawn};
 use gristmill_wal::{LogNumber, Wal, WalError};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -40,6 +42,11 @@ pub(crate) const CORES_MAX: u16 = 512;
 const BIND_ATTEMPTS_MAX: u32 = 20;
 /// Pause between them.
 const BIND_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a stopping core waits for its logs' last writes.
+const CLOSE_MAX: Duration = Duration::from_secs(10);
+/// Advice to a client whose request met a core that is starting.
+const STARTING_RETRY_AFTER_MS: u32 = 20;
 
 /// Why a node did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +91,16 @@ pub enum BootError {
         log: String,
         /// What the log said.
         source: WalError,
+    },
+    /// A log waits for its disk and was left as it is.
+    #[error(
+        "log {log}: not closed within {} s, for its disk is full or does not answer; what was acknowledged is there, and the \
+         next start recovers the rest",
+        CLOSE_MAX.as_secs()
+    )]
+    Unclosed {
+        /// Its directory's name.
+        log: String,
     },
     /// A thread or its executor could not start.
     #[error(transparent)]
@@ -163,6 +180,7 @@ pub(super) async fn run(
     let outcome = boot.serve(&peers, ready).await;
     if outcome.is_err() {
         peers.stop_others();
+        peers.tell_drained();
     }
     outcome
 }
@@ -194,9 +212,7 @@ impl Boot {
         drop(ready);
         let logs = self.open_logs(&core, placement).await?;
         core.stopped().await;
-        for shard in core.shards() {
-            shard.shutdown().await;
-        }
+        join_all(core.shards().map(|shard| shard.shutdown())).await;
         close_logs(logs).await?;
         drop(data_dir);
         Ok(())
@@ -220,9 +236,9 @@ impl Boot {
     }
 
     async fn expect_opened(&self, peers: &Peers) -> Result<Opened, BootError> {
-        match peers.receive().await {
+        match next_of_boot(peers).await? {
             (_, CoreMessage::Opened(opened)) => Ok(opened),
-            _ => Err(BootError::Stopped),
+            _ => unreachable!("core 0 tells of the data directory first"),
         }
     }
 
@@ -235,16 +251,16 @@ impl Boot {
     async fn agree(&self, peers: &Peers, opened: &Opened, own: SocketAddr) -> Result<Offered, BootError> {
         if self.core != CoreId(0) {
             peers.send(CoreId(0), CoreMessage::Bound { port: own.port() });
-            return match peers.receive().await {
+            return match next_of_boot(peers).await? {
                 (_, CoreMessage::Offered(offered)) => Ok(offered),
-                _ => Err(BootError::Stopped),
+                _ => unreachable!("nothing but the offer is left to be told"),
             };
         }
         let mut ports = BTreeMap::from([(CoreId(0), own.port())]);
         while ports.len() < usize::from(self.cores) {
-            match peers.receive().await {
+            match next_of_boot(peers).await? {
                 (core, CoreMessage::Bound { port }) => ports.insert(core, port),
-                _ => return Err(BootError::Stopped),
+                _ => unreachable!("other cores tell their ports, and nothing else"),
             };
         }
         let offered = self.offer(opened, ports.into_values().collect());
@@ -308,7 +324,8 @@ impl Boot {
         });
     }
 
-    /// Opens this core's logs and starts consensus on every shard in them.
+    /// Opens this core's logs and starts consensus on every shard in them. A core that is told to stop meanwhile opens no
+    /// more of them: a long one is given up, as a crash would.
     async fn open_logs(&self, core: &Rc<Core>, placement: Placement) -> Result<Vec<(LogNumber, Wal)>, BootError> {
         let mut logs = Vec::new();
         for log in placement.logs_of(self.core) {
@@ -319,8 +336,9 @@ impl Boot {
                 }
                 source => BootError::Wal { log: log_dir_name(log), source },
             };
-            let opened =
-                Wal::open_with_progress(&directory, log, self.config.wal.clone(), &mut tell_progress(log)).await;
+            let mut progress = tell_progress(log);
+            let opening = Wal::open_with_progress(&directory, log, self.config.wal.clone(), &mut progress);
+            let Either::Left((opened, _)) = select(pin!(opening), pin!(core.stop_asked())).await else { break };
             let (wal, report) = opened.map_err(failed)?;
             core.log_opened(log, &wal, &report);
             for id in placement.shards_in(log) {
@@ -356,11 +374,31 @@ fn start_shard(core: &Core, shard: &Rc<Shard>, wal: &Wal) {
     }
 }
 
-async fn close_logs(logs: Vec<(LogNumber, Wal)>) -> Result<(), BootError> {
-    for (log, wal) in logs {
-        wal.close().await.map_err(|source| BootError::Wal { log: log_dir_name(log), source })?;
+/// The next message about starting. Cores that are up already forward requests of their clients: those have to wait.
+async fn next_of_boot(peers: &Peers) -> Result<(CoreId, CoreMessage), BootError> {
+    loop {
+        match peers.receive().await {
+            (from, CoreMessage::Request { ticket, .. } | CoreMessage::Status { ticket, .. }) => {
+                let starting = Rejection::new(ErrorCode::Recovering, "a core of the server is starting; try again");
+                peers.answer(from, ticket, Err(starting.retry_after_ms(STARTING_RETRY_AFTER_MS)));
+            }
+            (from, CoreMessage::Drained) => peers.note_drained(from),
+            (_, CoreMessage::Stop) => return Err(BootError::Stopped),
+            message => return Ok(message),
+        }
     }
-    Ok(())
+}
+
+/// Closes every log; the first that fails is told. One that waits for its disk does not hold up the end.
+async fn close_logs(logs: Vec<(LogNumber, Wal)>) -> Result<(), BootError> {
+    let close = async |(log, wal): (LogNumber, Wal)| {
+        let log = log_dir_name(log);
+        match timeout(CLOSE_MAX, wal.close()).await {
+            Ok(closed) => closed.map_err(|source| BootError::Wal { log, source }),
+            Err(_) => Err(BootError::Unclosed { log }),
+        }
+    };
+    join_all(logs.into_iter().map(close)).await.into_iter().collect()
 }
 
 /// Binds a listener. With `shared`, several cores may bind the same port, and the kernel spreads connections over them.
@@ -375,6 +413,57 @@ async fn bind(address: SocketAddr, shared: bool) -> Result<TcpListener, BootErro
                 sleep(BIND_PAUSE).await;
             }
             Err(source) => return Err(BootError::Listen { address, source }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reply::ReplyTo;
+    use super::*;
+    use gristmill_rpc::body::Body;
+    use gristmill_rpc::frame::{FrameHeader, MessageType};
+    use gristmill_shardexec::cores::{BodyPanic, Cores};
+    use gristmill_shardexec::mesh::mesh;
+    use gristmill_shardexec::sync::oneshot;
+    use gristmill_shardexec::{ExecutorConfig, IoChoice};
+
+    /// A core that had its offer forwarded requests to one that still waited for it, which took that for the end of the node.
+    #[test]
+    fn a_request_that_comes_before_a_core_is_up_is_told_to_wait() {
+        let mut seats = mesh(2, 4).into_iter();
+        let config = |core| ExecutorConfig { core, io: IoChoice::Posix, ..ExecutorConfig::default() };
+        let cores = Cores::start(2, BodyPanic::Report, config, |core| {
+            let seat = seats.next().expect("a seat a core");
+            move || async move {
+                let peers = Peers::start(seat);
+                if core == CoreId(1) {
+                    let next = next_of_boot(&peers).await;
+                    assert!(matches!(next, Ok((CoreId(0), CoreMessage::Bound { port: 7 }))), "what it waits for");
+                    let next = next_of_boot(&peers).await;
+                    assert!(matches!(next, Err(BootError::Stopped)), "the node stops");
+                    return;
+                }
+                let body = Body::copy_from(&[]);
+                let header = FrameHeader::for_body(MessageType::Get, 1, &body);
+                let (sender, request) = oneshot::channel();
+                peers.forward(CoreId(1), header, body, ReplyTo::task(sender));
+                let (sender, status) = oneshot::channel();
+                peers.ask_status(CoreId(1), false, ReplyTo::task(sender));
+                for answer in [request, status] {
+                    let (_, CoreMessage::Answer { ticket, answer: told }) = peers.receive().await else {
+                        panic!("an answer")
+                    };
+                    peers.answered(ticket, told);
+                    let rejection = answer.await.expect("answered").expect_err("not served");
+                    assert_eq!(rejection.code, ErrorCode::Recovering);
+                }
+                peers.send(CoreId(1), CoreMessage::Bound { port: 7 });
+                peers.stop_others();
+            }
+        });
+        for outcome in cores.expect("cores start").join() {
+            outcome.expect("no panic");
         }
     }
 }
