@@ -3,11 +3,18 @@
 //! A log's segment takes 64 MiB and one is prepared ahead, so the file system is a little larger than one segment while it is "full".
 
 use crate::{binary, confine};
+use gristmill::raft::{
+    ApplyError, Committed, Group, GroupConfig, Outcome, RaftSettings, ReplicaId, StateMachine, WalLog, WalLogOptions,
+};
 use gristmill_rpc::blocking::{Client, Ticket};
 use gristmill_rpc::client::{ClientError, ClientOptions, RetryPolicy};
 use gristmill_rpc::error::ErrorCode;
+use gristmill_rpc::ids::ShardId;
 use gristmill_rpc::schema::{Command, Operation, ScanRequest, WriteReply};
+use gristmill_shardexec::time::timeout;
+use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice};
 use gristmill_tests::{Server, SmallDisk, run, scratch, stderr, stdout};
+use gristmill_wal::{LogNumber, LogPosition, Wal, WalOptions};
 use rustix::fs::{FallocateFlags, fallocate};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -21,6 +28,8 @@ const DISK_BYTES: u64 = 208 * MIB;
 const ONE_SEGMENT: u64 = 72 * MIB;
 /// How long an answer may take. Waiting for space would take for ever.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
+/// How long a server may take to end. It drains and closes for ten seconds each at the most.
+const STOP_MAX: Duration = Duration::from_secs(30);
 /// How long a server may take to notice that there is room again. It looks four times a second.
 const RESUME_MAX: Duration = Duration::from_secs(30);
 
@@ -240,6 +249,68 @@ fn a_log_whose_own_write_finds_no_room_stops_for_good() {
 fn take_space_back(file: &Path, from: u64, bytes: u64) {
     let file = std::fs::File::options().write(true).open(file).expect("the log's first segment");
     fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, bytes).expect("tmpfs can");
+}
+
+/// Takes everything and answers nothing.
+#[derive(Default)]
+struct Sink(Option<LogPosition>);
+
+impl StateMachine for Sink {
+    fn applied(&self) -> Option<LogPosition> {
+        self.0
+    }
+
+    fn apply(&mut self, batch: &[Committed<'_>], out: &mut Vec<Outcome>) -> Result<(), ApplyError> {
+        self.0 = batch.last().map(|entry| entry.position);
+        out.extend(batch.iter().map(|_| Outcome::EMPTY));
+        Ok(())
+    }
+}
+
+/// What a new leader writes waits for space, inside consensus's own task: to shut such a replica down took until there was some.
+#[test]
+fn a_replica_that_waits_for_space_can_be_shut_down() {
+    let Some(disk) = SmallDisk::mount(confine(), 4 * MIB) else { return };
+    let config = ExecutorConfig { io: IoChoice::Posix, ..ExecutorConfig::default() };
+    Executor::start(config).expect("an executor starts").block_on(async {
+        let (wal, _) = Wal::open(&disk.path().join("log"), LogNumber(0), WalOptions::small()).await.expect("a log");
+        disk.fill(0);
+        let (shard, replica) = (ShardId(0), ReplicaId { node: 1, incarnation: 1 });
+        let start = || {
+            let log = WalLog::new(wal.clone(), shard, WalLogOptions::default());
+            let config = GroupConfig { shard, replica, settings: RaftSettings::default() };
+            Group::start(config, log, Box::new(Sink::default())).expect("the log is whole")
+        };
+        // Each life writes a vote and an entry, until there is no room for either.
+        for life in 0.. {
+            assert!(life < 1000, "vacuous: the log never runs full");
+            let group = start();
+            let served = timeout(Duration::from_secs(1), group.ready()).await.is_ok();
+            timeout(Duration::from_secs(3), group.shutdown()).await.expect("it does not wait for space");
+            if !served {
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn a_server_on_a_full_disk_ends_when_told() {
+    let Some(disk) = SmallDisk::mount(confine(), DISK_BYTES) else { return };
+    disk.fill(ONE_SEGMENT);
+    let mut server = start(&disk);
+    let (mut next, mut known) = (0, Acknowledged::new());
+    for _ in 0..3 {
+        fill_log(&mut client(&server), &mut next, &mut known);
+        let pid = rustix::process::Pid::from_raw(server.id().cast_signed()).expect("a process id");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the server runs");
+        let told = Instant::now();
+        let (status, log) = server.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(told.elapsed() < STOP_MAX, "it took {:?}: {log}", told.elapsed());
+        server = start(&disk);
+        check(&mut client(&server), &known, "after it was told to end");
+    }
 }
 
 /// The helper itself: a disk that is full is full, and one that was freed is not.
