@@ -74,6 +74,7 @@ impl AlignedBuf {
     ///
     /// # Panics
     /// When `len` exceeds the capacity.
+    #[inline]
     pub fn set_len(&mut self, len: usize) {
         assert!(len <= self.capacity, "length {len} exceeds capacity {}", self.capacity);
         if len > self.len {
@@ -84,6 +85,7 @@ impl AlignedBuf {
     }
 
     /// Shrinks or grows, allocating if need be; new bytes are zero.
+    #[inline]
     pub fn resize(&mut self, len: usize) {
         self.reserve(len.saturating_sub(self.len));
         self.set_len(len);
@@ -113,11 +115,16 @@ impl AlignedBuf {
     }
 
     /// Makes room for `additional` more bytes; grows at least twofold.
+    #[inline]
     pub fn reserve(&mut self, additional: usize) {
-        let needed = self.len.checked_add(additional).expect("a buffer's length fits usize");
-        if needed <= self.capacity {
-            return;
+        if additional > self.capacity - self.len {
+            self.grow(additional);
         }
+    }
+
+    #[cold]
+    fn grow(&mut self, additional: usize) {
+        let needed = self.len.checked_add(additional).expect("a buffer's length fits usize");
         let mut grown = AlignedBuf::with_capacity(needed.max((self.capacity * 2).min(BUF_BYTES_MAX)));
         // SAFETY: both regions hold at least `self.len` bytes and belong to different allocations.
         unsafe { self.start.as_ptr().copy_to_nonoverlapping(grown.start.as_ptr(), self.len) };
@@ -126,6 +133,7 @@ impl AlignedBuf {
     }
 
     /// Appends `bytes`, allocating if need be.
+    #[inline]
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         self.reserve(bytes.len());
         // SAFETY: reserve made room for `bytes.len()` after `self.len`; a borrowed slice cannot overlap memory that we own mutably.

@@ -148,10 +148,11 @@ impl Batch {
         let (lsn, at) = (self.next_lsn, self.buf.len());
         let payload_at = at + RECORD_HEADER_BYTES;
         debug_assert!(draft.parts[0].len().is_multiple_of(RECORD_ALIGN) || draft.parts[1].is_empty());
-        self.buf.resize(at + record_bytes(payload_bytes));
-        let (first, second) = self.buf[payload_at..payload_at + payload_bytes].split_at_mut(draft.parts[0].len());
-        first.copy_from_slice(draft.parts[0]);
-        second.copy_from_slice(draft.parts[1]);
+        self.buf.reserve(record_bytes(payload_bytes));
+        self.buf.extend_from_slice(&[0; RECORD_HEADER_BYTES]);
+        self.buf.extend_from_slice(draft.parts[0]);
+        self.buf.extend_from_slice(draft.parts[1]);
+        self.buf.set_len(at + record_bytes(payload_bytes));
         let header = RecordHeader {
             kind: draft.kind,
             entry_kind: draft.entry_kind,
