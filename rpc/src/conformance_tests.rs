@@ -110,6 +110,7 @@ fn the_specification_agrees_with_the_code() {
     has(&format!("{} (`RECALL_CANDIDATES_MAX`; 0: {default})", thousands(candidates as usize)));
     has(&format!("{} of their bodies (`IN_FLIGHT_BYTES_MAX`)", mib(limits::IN_FLIGHT_BYTES_MAX as usize)));
     has(&format!("more than {} of replies wait to be fetched (`OUTPUT_BYTES_HIGH`)", mib(limits::OUTPUT_BYTES_HIGH)));
+    has(&format!("{} (`REPLIES_BYTES_MAX`)", mib(limits::REPLIES_BYTES_MAX)));
     has(&format!("less than {} (`SESSION_WINDOW`)", thousands(limits::SESSION_WINDOW as usize)));
 }
 

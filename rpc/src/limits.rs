@@ -42,6 +42,9 @@ pub const IN_FLIGHT_MAX: u32 = 4096;
 pub const IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of replies that wait on one connection before the server reads no further requests from it.
 pub const OUTPUT_BYTES_HIGH: usize = 16 << 20;
+/// Bytes of replies that one connection may owe its client: those that wait, those on their way, and for every request in
+/// flight the largest reply that it may get. Above, the server reads no further requests from it.
+pub const REPLIES_BYTES_MAX: usize = 128 << 20;
 /// The advice with `Overloaded` on one connection, in milliseconds: about the time that a full pipeline needs to drain.
 pub const OVERLOAD_RETRY_AFTER_MS: u32 = 5;
 /// Bytes of a frame body before the hello is through.
@@ -71,6 +74,7 @@ pub const SESSION_WINDOW: u64 = 4096;
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(16));
 const _: () =
     assert!(HELLO_BODY_BYTES_MAX < FRAME_BODY_BYTES_MAX && FRAME_BODY_BYTES_MAX as u64 <= IN_FLIGHT_BYTES_MAX);
+const _: () = assert!(OUTPUT_BYTES_HIGH + 2 * FRAME_BODY_BYTES_MAX as usize <= REPLIES_BYTES_MAX);
 const _: () = assert!(CLIENT_NAME_BYTES_MAX + 64 < HELLO_BODY_BYTES_MAX as usize);
 const _: () = assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX + NAMESPACE_BYTES_MAX + 1024 < FRAME_BODY_BYTES_MAX as usize);
 const _: () = assert!(PAYLOAD_BYTES_MAX + TEXT_BYTES_MAX + 4 * VECTOR_DIMENSIONS_MAX < FRAME_BODY_BYTES_MAX as usize);

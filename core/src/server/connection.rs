@@ -8,8 +8,8 @@
 //!
 //! Invariants
 //! - No task per request: an answer is encoded into the connection's output and the writer is woken.
-//! - Memory is bounded: the protocol limits requests in flight and the bytes that they and their answers hold, and the
-//!   reader stops while it says so.
+//! - Memory is bounded: the protocol limits requests in flight and the bytes that they and their answers hold. The reader
+//!   asks before each request, and keeps the rest of what it received while the protocol wants no more.
 //! - Bytes that are no frame end the connection, after the reason has been sent; requests in flight go on, their answers
 //!   are dropped.
 
@@ -108,7 +108,7 @@ impl Connection {
             buffer.clear();
             let received;
             (received, buffer) = self.socket.recv(buffer).await;
-            if !matches!(received, Ok(1..)) || !self.take_requests(&core, &buffer, Instant::now()) {
+            if !matches!(received, Ok(1..)) || !self.take_requests(&core, &buffer, Instant::now()).await {
                 break;
             }
             yield_if_spent().await;
@@ -116,14 +116,21 @@ impl Connection {
         self.close();
     }
 
-    /// Dispatches the requests in what was received just now; `false` where it is no protocol of ours.
-    fn take_requests(self: &Rc<Self>, core: &Rc<Core>, mut received: &[u8], now: Instant) -> bool {
-        loop {
+    /// Dispatches the requests in what was received just now, as there is room for their answers; `false` where it is no
+    /// protocol of ours.
+    async fn take_requests(self: &Rc<Self>, core: &Rc<Core>, mut received: &[u8], now: Instant) -> bool {
+        while !self.closing.get() {
+            if !self.protocol.borrow().wants_input() {
+                self.output.notify_one();
+                self.input.notified().await;
+                continue;
+            }
             let next = self.protocol.borrow_mut().receive(&mut received);
             match next {
                 Ok(Some(request)) => {
                     let reply = ReplyTo::connection(Rc::clone(self), request.accepted, now);
                     core.dispatch(&request.header, request.body, reply);
+                    yield_if_spent().await;
                 }
                 Ok(None) => {
                     self.output.notify_one();
@@ -135,6 +142,7 @@ impl Connection {
                 }
             }
         }
+        true
     }
 
     /// Counts what the next send takes along: one clock reading for all of it.
@@ -163,8 +171,10 @@ impl Connection {
             let output = self.protocol.borrow_mut().take_output(std::mem::take(&mut spare));
             let (sent, buffer) = self.socket.send_all(output).await;
             if sent.is_err() {
+                self.protocol.borrow_mut().abandon_output();
                 break;
             }
+            self.protocol.borrow_mut().output_sent();
             spare = buffer;
             spare.clear();
             spare.shrink_to(OUTPUT_KEPT_BYTES_MAX);

@@ -6,16 +6,19 @@
 //! ```
 //!
 //! How a server drives it:
-//! 1. while [`ServerConnection::wants_input`], receive bytes and call [`ServerConnection::receive`] until it returns
-//!    `None`;
+//! 1. while [`ServerConnection::wants_input`], call [`ServerConnection::receive`] with bytes received until it returns
+//!    `None`; what is left when it wants no more waits, and nothing further is received;
 //! 2. check each [`Request`] with [`crate::validate::request`], serve it, and answer it exactly once, at any time, with
 //!    [`ServerConnection::reply`] or [`ServerConnection::reject`];
-//! 3. whenever there is output, send [`ServerConnection::take_output`];
+//! 3. whenever there is output, send [`ServerConnection::take_output`], then call [`ServerConnection::output_sent`]; where
+//!    sending failed, [`ServerConnection::abandon_output`];
 //! 4. on an error from `receive`, send what output there is (it holds the reason) and close.
 //!
 //! Invariants: before the hello nothing but a hello of [`HELLO_BODY_BYTES_MAX`] is taken; never more than the offered
 //! number of requests, nor [`IN_FLIGHT_BYTES_MAX`] of their bodies, are in flight: a surplus one is answered
-//! `Overloaded` at once. Every accepted request is counted until it is answered.
+//! `Overloaded` at once. Every accepted request is counted until it is answered. A driver that follows the steps holds at
+//! most [`REPLIES_BYTES_MAX`] of replies, however many requests one receive brings and however late they are answered:
+//! each takes its largest reply out of that budget when it is accepted.
 
 use std::sync::Arc;
 
@@ -23,8 +26,8 @@ use crate::body::{Body, access, archive};
 use crate::error::{ErrorCode, Rejection};
 use crate::frame::{FrameError, FrameHeader, MessageType, PROTOCOL_VERSION};
 use crate::limits::{
-    FRAME_BODY_BYTES_MAX, HELLO_BODY_BYTES_MAX, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX, OUTPUT_BYTES_HIGH,
-    OVERLOAD_RETRY_AFTER_MS,
+    ERROR_MESSAGE_BYTES_MAX, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HELLO_BODY_BYTES_MAX, IN_FLIGHT_BYTES_MAX,
+    IN_FLIGHT_MAX, OUTPUT_BYTES_HIGH, OVERLOAD_RETRY_AFTER_MS, REPLIES_BYTES_MAX, VALUE_BYTES_MAX,
 };
 use crate::protocol::{Decoded, Frame, FrameDecoder, FrameEncoder};
 use crate::schema::{ArchivedHello, HelloReply};
@@ -96,7 +99,29 @@ pub struct ServerConnection {
     greeted: bool,
     in_flight: u32,
     in_flight_bytes: u64,
+    /// What the answers to the requests in flight may take.
+    owed_bytes: usize,
+    /// Output that was taken and is not known to be sent.
+    sending_bytes: usize,
+    /// Nobody will take the output.
+    abandoned: bool,
     errors: u64,
+}
+
+/// Bytes that a small reply or an error takes at the most, with its header.
+const SMALL_REPLY_BYTES_MAX: usize = 4 << 10;
+/// Bytes that the largest reply takes, with its header.
+const LARGE_REPLY_BYTES_MAX: usize = FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX as usize;
+
+const _: () = assert!(FRAME_HEADER_BYTES + ERROR_MESSAGE_BYTES_MAX + 64 <= SMALL_REPLY_BYTES_MAX);
+
+/// Bytes that the answer to a request may take, with its header.
+fn reply_bytes_max(message: MessageType) -> usize {
+    match message {
+        MessageType::Write => SMALL_REPLY_BYTES_MAX,
+        MessageType::Get => VALUE_BYTES_MAX + SMALL_REPLY_BYTES_MAX,
+        _ => LARGE_REPLY_BYTES_MAX,
+    }
 }
 
 impl ServerConnection {
@@ -110,6 +135,9 @@ impl ServerConnection {
             greeted: false,
             in_flight: 0,
             in_flight_bytes: 0,
+            owed_bytes: 0,
+            sending_bytes: 0,
+            abandoned: false,
             errors: 0,
         }
     }
@@ -146,7 +174,9 @@ impl ServerConnection {
             self.push_error(to.correlation, &Rejection::new(ErrorCode::TooLarge, text));
             return;
         }
-        self.encoder.push(&FrameHeader::for_body(message, to.correlation, body), body);
+        if !self.abandoned {
+            self.encoder.push(&FrameHeader::for_body(message, to.correlation, body), body);
+        }
     }
 
     /// Answers a request with an error.
@@ -161,14 +191,31 @@ impl ServerConnection {
         self.push_error(0, rejection);
     }
 
-    /// Whether to read on: `false` while the client does not fetch its replies, which bounds what they hold.
+    /// Whether to read on: `false` while the client does not fetch its replies, and while those to come may be too much.
+    /// To be asked before every request, not only before every receive.
     pub fn wants_input(&self) -> bool {
-        self.encoder.len() < OUTPUT_BYTES_HIGH
+        let replies = self.encoder.len() + self.sending_bytes + self.owed_bytes;
+        self.encoder.len() < OUTPUT_BYTES_HIGH && replies + LARGE_REPLY_BYTES_MAX <= REPLIES_BYTES_MAX
     }
 
-    /// Takes the bytes to send and leaves an empty buffer in their place, so that two can alternate.
+    /// Takes the bytes to send and leaves an empty buffer in their place, so that two can alternate. They count as held
+    /// until [`ServerConnection::output_sent`] or the next take.
     pub fn take_output(&mut self, empty: Vec<u8>) -> Vec<u8> {
-        self.encoder.take(empty)
+        let output = self.encoder.take(empty);
+        self.sending_bytes = output.len();
+        output
+    }
+
+    /// What was taken has been sent.
+    pub fn output_sent(&mut self) {
+        self.sending_bytes = 0;
+    }
+
+    /// Nothing can be sent any more: forgets the output there is, and from now on answers settle their requests only.
+    pub fn abandon_output(&mut self) {
+        self.abandoned = true;
+        self.sending_bytes = 0;
+        self.encoder = FrameEncoder::default();
     }
 
     /// Number of bytes to send.
@@ -254,6 +301,7 @@ impl ServerConnection {
         }
         self.in_flight += 1;
         self.in_flight_bytes = bytes;
+        self.owed_bytes += reply_bytes_max(message);
         Ok(Accepted { message, correlation: header.correlation, body_bytes })
     }
 
@@ -262,10 +310,14 @@ impl ServerConnection {
         assert!(self.in_flight_bytes >= u64::from(accepted.body_bytes), "answered a request twice");
         self.in_flight -= 1;
         self.in_flight_bytes -= u64::from(accepted.body_bytes);
+        self.owed_bytes -= reply_bytes_max(accepted.message);
     }
 
     fn push_error(&mut self, correlation: u64, rejection: &Rejection) {
         self.errors += u64::from(correlation != 0);
+        if self.abandoned {
+            return;
+        }
         let body = archive(&rejection.to_reply());
         self.encoder.push(&FrameHeader::for_body(MessageType::Error, correlation, &body), &body);
     }

@@ -229,6 +229,74 @@ fn replies_that_nobody_fetches_stop_the_input() {
     assert!(connection.wants_input());
 }
 
+/// One receive of 64 KiB can hold hundreds of requests for large values. All of them used to be served before anyone asked
+/// whether there is room for the replies: 3 GiB of output at once.
+#[test]
+fn many_requests_in_one_receive_are_served_as_their_replies_are_fetched() {
+    const REQUESTS: u64 = 500;
+    let offer = HelloReply { in_flight_max: IN_FLIGHT_MAX, ..hello_reply() };
+    let mut connection = ServerConnection::new(ServerOffer::new(&offer));
+    receive(&mut connection, &frame(MessageType::Hello, 1, &hello(1, 1)));
+    let bytes: Vec<u8> = (0..REQUESTS).flat_map(|number| frame(MessageType::Get, 2 + number, &get())).collect();
+    assert!(bytes.len() <= 64 << 10);
+    let (mut input, mut served, mut takes) = (&bytes[..], 0, 0);
+    let value = Body::copy_from(&vec![0; VALUE_BYTES_MAX]);
+    while served < REQUESTS {
+        connection.take_output(Vec::new());
+        takes += 1;
+        while connection.wants_input() {
+            let Some(request) = connection.receive(&mut input).expect("not fatal") else { break };
+            connection.reply(request.accepted, &value);
+            served += 1;
+        }
+        assert!(connection.output_bytes() <= OUTPUT_BYTES_HIGH + LARGE_REPLY_BYTES_MAX);
+    }
+    assert!(input.is_empty() && takes >= 100, "{takes} takes");
+}
+
+/// A scan or recall is answered later than it is read, so the output says nothing yet of what is to come.
+#[test]
+fn requests_in_flight_take_their_replies_out_of_the_budget() {
+    let offer = HelloReply { in_flight_max: IN_FLIGHT_MAX, ..hello_reply() };
+    let mut connection = ServerConnection::new(ServerOffer::new(&offer));
+    receive(&mut connection, &frame(MessageType::Hello, 1, &hello(1, 1)));
+    output(&mut connection);
+    let bytes: Vec<u8> = (2..600).flat_map(|number| frame(MessageType::Scan, number, &get())).collect();
+    let (mut input, mut waiting) = (&bytes[..], Vec::new());
+    while connection.wants_input() {
+        waiting.extend(connection.receive(&mut input).expect("not fatal"));
+    }
+    assert!(waiting.len() * LARGE_REPLY_BYTES_MAX <= REPLIES_BYTES_MAX && waiting.len() >= 8, "{}", waiting.len());
+    let page = Body::copy_from(&vec![0; FRAME_BODY_BYTES_MAX as usize]);
+    for request in waiting.drain(..) {
+        connection.reply(request.accepted, &page);
+    }
+    assert!(connection.output_bytes() <= REPLIES_BYTES_MAX && !connection.wants_input());
+    let sending = connection.take_output(Vec::new());
+    assert!(!connection.wants_input(), "{} bytes are on their way", sending.len());
+    connection.output_sent();
+    assert!(connection.wants_input());
+    // Writes have small replies: the number in flight bounds them, not the budget.
+    for number in 0..u64::from(IN_FLIGHT_MAX) {
+        assert!(connection.wants_input(), "after {number} writes");
+        assert_eq!(receive(&mut connection, &frame(MessageType::Write, 1000 + number, &get())).len(), 1);
+    }
+}
+
+#[test]
+fn answers_that_nobody_takes_are_not_encoded() {
+    let mut connection = greeted();
+    let bytes: Vec<u8> = (2..5).flat_map(|number| frame(MessageType::Get, number, &get())).collect();
+    let requests = receive(&mut connection, &bytes);
+    let reply = archive(&GetReply { value: None });
+    connection.reply(requests[0].accepted, &reply);
+    connection.abandon_output();
+    connection.reply(requests[1].accepted, &reply);
+    connection.reject(requests[2].accepted, &Rejection::new(ErrorCode::Internal, "unheard"));
+    assert_eq!((connection.in_flight(), connection.output_bytes(), connection.take_errors()), (0, 0, 1));
+    assert!(connection.wants_input());
+}
+
 #[test]
 fn a_reply_over_the_frame_limit_becomes_an_error() {
     let mut connection = greeted();

@@ -407,3 +407,56 @@ fn requests_that_a_client_would_not_send_are_refused_by_the_server() {
     let stored = client.get_grain("b", GrainId::from_name("grain")).expect("a healthy server").expect("stored");
     assert_eq!(stored.0.vector, Some(vec![1.0, 0.0, 0.0]), "as it was");
 }
+
+/// The server process's largest memory so far, in bytes.
+fn memory_max(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+/// A client that asks for much and reads nothing used to make the server gather all of the answers: hundreds of requests fit into
+/// one receive, and scans in flight did not count for what they would bring.
+#[test]
+fn a_client_that_does_not_read_costs_bounded_memory() {
+    const GETS: u64 = 160;
+    const SCANS: u64 = 96;
+    let dir = scratch();
+    let server = Server::start(binary(), dir.path(), &["--shards", "1", "--cores", "1"]);
+    let mut client = server.client();
+    for key in 0..2 {
+        client.put("a", &[key], &vec![key; 3 << 20]).expect("a healthy server");
+    }
+    let before = memory_max(&server);
+    let scan = ScanRequest {
+        namespace: "a".into(),
+        start: Vec::new(),
+        end: Vec::new(),
+        prefix: Vec::new(),
+        limit: 0,
+        reverse: false,
+    };
+    let (mut getter, mut scanner) = (Wire::greeted(&server), Wire::greeted(&server));
+    let key = archive(&GetRequest { namespace: "a".into(), key: vec![0] });
+    getter.send(&(0..GETS).flat_map(|number| frame(MessageType::Get, 2 + number, &key)).collect::<Vec<u8>>());
+    let page = archive(&scan);
+    scanner.send(&(0..SCANS).flat_map(|number| frame(MessageType::Scan, 2 + number, &page)).collect::<Vec<u8>>());
+    // Scans take turns: when these are answered, so are all that the server has begun for the others.
+    for _ in 0..4 {
+        assert_eq!(client.scan(&scan).expect("others are served").items.len(), 2);
+    }
+    let held = memory_max(&server) - before;
+    assert!(held < 400 << 20, "{} MiB are held for clients that do not read", held >> 20);
+    for (wire, count, reply) in
+        [(&mut getter, GETS, MessageType::GetReply), (&mut scanner, SCANS, MessageType::ScanReply)]
+    {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..count {
+            let (header, _) = wire.receive().expect("every request is answered in the end");
+            assert_eq!(header.message_type, reply as u16);
+            seen.insert(header.correlation);
+        }
+        assert_eq!(seen, (2..2 + count).collect(), "each once");
+    }
+    assert!(memory_max(&server) - before < 400 << 20);
+}
