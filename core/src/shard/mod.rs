@@ -9,6 +9,7 @@ pub mod placement;
 pub(crate) mod replica;
 pub mod superblock;
 mod sweep;
+mod turns;
 pub(crate) mod watch;
 
 #[cfg(test)]

@@ -4,17 +4,20 @@
 //!   serve ─┬─ write ─► queue ─► proposer: one batch at a time is gathered while earlier ones are in flight
 //!          │                       └─► Group::propose_many ─► outcomes ─► answers
 //!          ├─ get, short scan ─► permission to read ─► state ─► answer, at once
-//!          └─ long scan, recall ─► permission ─► a task that yields between slices ─► answer
+//!          └─ long scan, recall ─► permission ─► a task that waits for its turn and yields between slices ─► answer
 //! ```
 //!
 //! Invariants
 //! - A write is answered after it is durable and applied, never before; a read sees every write answered before it.
 //! - At most [`QUEUE_MAX`] writes and [`QUEUE_BYTES_MAX`] bytes wait in the queue; the next is told `Overloaded`.
+//! - At most [`SCANS_MAX`] long scans and [`RECALLS_MAX`] recalls run at once, and `WAITING_MAX` of each wait.
+//! - What is found to have missed its deadline before its work begins is not done, be it a write or a read.
 //! - Nothing is served before the shard's log is replayed: `Recovering`, retriable.
 
 use super::figures::{ShardMetrics, observe_group};
 use super::machine::{Counts, Machine, scan_of};
 use super::sweep::sweep;
+use super::turns::Turns;
 use super::wall_ms;
 use super::watch::watch;
 use crate::metrics::{Event, Registry};
@@ -41,7 +44,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// Long scans that run at once, each of which gathers a page; further ones wait.
-const SCANS_MAX: usize = 16;
+pub(super) const SCANS_MAX: usize = 16;
+/// Recalls that run at once, each of which holds the candidates of its legs; further ones wait.
+pub(super) const RECALLS_MAX: usize = 16;
 /// Writes that wait for the proposer.
 pub(crate) const QUEUE_MAX: usize = 16 << 10;
 /// Bytes of the bodies of writes that wait for the proposer.
@@ -67,7 +72,8 @@ pub(crate) struct Shard {
     queue: RefCell<Queue>,
     queued: Notify,
     in_flight: Semaphore,
-    scans: Semaphore,
+    pub(super) scans: Turns,
+    pub(super) recalls: Turns,
     clock: RefCell<HlcClock>,
     refused: Cell<u64>,
     metrics: ShardMetrics,
@@ -129,7 +135,8 @@ impl Shard {
             queue: RefCell::default(),
             queued: Notify::new(),
             in_flight: Semaphore::new(BATCHES_IN_FLIGHT_MAX),
-            scans: Semaphore::new(SCANS_MAX),
+            scans: Turns::new("scans", SCANS_MAX),
+            recalls: Turns::new("recalls", RECALLS_MAX),
             clock: RefCell::new(HlcClock::starting_after(Hlc::ZERO)),
             refused: Cell::new(0),
             metrics: ShardMetrics::register(registry, id),
@@ -212,14 +219,14 @@ impl Shard {
                 return;
             }
             Ok(RequestRef::Recall(_)) => {
-                self.recall(body, reply);
+                self.recall(body, deadline, reply);
                 return;
             }
             Ok(RequestRef::Scan(scan)) => {
-                self.scan(scan_of(scan), reply);
+                self.scan(scan_of(scan), deadline, reply);
                 return;
             }
-            Ok(request) => self.read(&request),
+            Ok(request) => in_time(deadline).and_then(|()| self.read(&request)),
             Err(rejection) => Err(rejection),
         };
         reply.answer(answer);
@@ -243,47 +250,69 @@ impl Shard {
     }
 
     /// A short scan is answered at once; a long one goes on as a task, of which [`SCANS_MAX`] run at once.
-    fn scan(self: &Rc<Self>, mut run: ScanRun, reply: ReplyTo) {
-        let complete = self.permit_read().and_then(|()| self.machine.scan_step(&mut run, wall_ms()));
+    fn scan(self: &Rc<Self>, mut run: ScanRun, deadline: Option<Instant>, reply: ReplyTo) {
+        let complete = in_time(deadline)
+            .and_then(|()| self.permit_read())
+            .and_then(|()| self.machine.scan_step(&mut run, wall_ms()));
         if let Ok(false) = complete {
-            let permit = self.scans.try_acquire();
-            if permit.is_none() {
+            let turn = self.scans.try_take();
+            if turn.is_none() {
                 // It holds nothing while it waits.
                 run.restart();
             }
-            spawn(Class::Request, "scan", Rc::clone(self).go_on_scanning(run, permit, reply));
+            let shard = Rc::clone(self);
+            spawn(Class::Request, "scan", async move {
+                reply.answer(shard.go_on_scanning(run, turn, deadline).await);
+            });
             return;
         }
         reply.answer(complete.map(|_| page_of(run)));
     }
 
-    async fn go_on_scanning(self: Rc<Self>, mut run: ScanRun, permit: Option<Permit>, reply: ReplyTo) {
-        let _permit = match permit {
-            Some(permit) => Ok(permit),
-            None => self.scans.acquire().await,
+    async fn go_on_scanning(&self, mut run: ScanRun, turn: Option<Permit>, deadline: Option<Instant>) -> Answer {
+        let _turn = match turn {
+            Some(turn) => turn,
+            None => self.wait_for_turn(&self.scans, deadline).await?,
         };
-        let complete = loop {
+        loop {
             yield_if_spent().await;
-            match self.machine.scan_step(&mut run, wall_ms()) {
-                Ok(false) => {}
-                complete => break complete,
+            if self.machine.scan_step(&mut run, wall_ms())? {
+                break;
             }
-        };
-        // To archive a large page is a step of its own.
+        }
+        // To archive a large page is a step of its own, and so is to send it.
         yield_if_spent().await;
-        reply.answer(complete.map(|_| page_of(run)));
+        let page = page_of(run);
+        yield_if_spent().await;
+        Ok(page)
     }
 
-    fn recall(self: &Rc<Self>, body: Body, reply: ReplyTo) {
-        if let Err(rejection) = self.permit_read() {
+    /// Every recall is a task, of which [`RECALLS_MAX`] run at once.
+    fn recall(self: &Rc<Self>, body: Body, deadline: Option<Instant>, reply: ReplyTo) {
+        if let Err(rejection) = in_time(deadline).and_then(|()| self.permit_read()) {
             reply.answer(Err(rejection));
             return;
         }
         let shard = Rc::clone(self);
-        spawn(Class::Request, "recall", async move {
-            let answer = shard.machine.recall(&body).await;
-            reply.answer(answer.map(|found| archive(&found)));
-        });
+        spawn(Class::Request, "recall", async move { reply.answer(shard.recall_in_turn(&body, deadline).await) });
+    }
+
+    async fn recall_in_turn(&self, body: &Body, deadline: Option<Instant>) -> Answer {
+        let _turn = self.wait_for_turn(&self.recalls, deadline).await?;
+        let found = self.machine.recall(body).await?;
+        // To archive many hits with their grains is a step of its own, and so is to send them.
+        yield_if_spent().await;
+        let hits = archive(&found);
+        yield_if_spent().await;
+        Ok(hits)
+    }
+
+    /// Waits for a turn and finds out whether to use it: the deadline may have passed, or the shard stopped.
+    async fn wait_for_turn(&self, turns: &Turns, deadline: Option<Instant>) -> Result<Permit, Rejection> {
+        let turn = turns.take().await?;
+        in_time(deadline)?;
+        self.permit_read()?;
+        Ok(turn)
     }
 
     fn enqueue(&self, write: Write) {
@@ -401,8 +430,7 @@ impl Shard {
         let mut replies = Vec::with_capacity(batch.len());
         for write in batch {
             if write.deadline.is_some_and(|deadline| deadline <= now) {
-                let message = "the deadline passed while the write waited; it was not done";
-                write.reply.answer(Err(Rejection::new(ErrorCode::DeadlineExceeded, message)));
+                write.reply.answer(Err(too_late()));
                 continue;
             }
             proposals.push(Proposal { header: entry_header(&write.header, clock.tick(wall_ms)), body: write.body });
@@ -511,6 +539,19 @@ impl Shard {
             },
         }
     }
+}
+
+/// Refuses to begin what nobody waits for any more.
+fn in_time(deadline: Option<Instant>) -> Result<(), Rejection> {
+    match deadline {
+        Some(deadline) if deadline <= Instant::now() => Err(too_late()),
+        _ => Ok(()),
+    }
+}
+
+fn too_late() -> Rejection {
+    let message = "the deadline passed while the request waited; it was not done";
+    Rejection::new(ErrorCode::DeadlineExceeded, message)
 }
 
 /// The clear part of a log entry. Shard, term, index and token are the leader's to fill in.

@@ -1,7 +1,7 @@
 //! A shard on a log in memory, asked as connections ask it.
 
 use super::machine::Machine;
-use super::replica::Shard;
+use super::replica::{RECALLS_MAX, SCANS_MAX, Shard};
 use crate::metrics::{Event, Registry, Snapshot};
 use crate::raft::{APPLY_BATCH_MAX, Group, GroupConfig, MemoryLog, RaftSettings, ReplicaId};
 use crate::recall::RecallIndex;
@@ -12,9 +12,11 @@ use gristmill_rpc::error::ErrorCode;
 use gristmill_rpc::frame::{FrameHeader, MessageType};
 use gristmill_rpc::ids::{GrainId, ShardId};
 use gristmill_rpc::ring::Ring;
-use gristmill_rpc::schema::{ArchivedScanReply, ArchivedWriteReply, COMMAND_SCHEMA, Command, Operation, ScanRequest};
+use gristmill_rpc::schema::{
+    ArchivedScanReply, ArchivedWriteReply, COMMAND_SCHEMA, Command, GetRequest, Operation, RecallRequest, ScanRequest,
+};
 use gristmill_shardexec::sync::oneshot;
-use gristmill_shardexec::time::sleep;
+use gristmill_shardexec::time::{Instant, sleep};
 use gristmill_shardexec::{Class, Executor, ExecutorConfig, IoChoice, executor_stats};
 use std::rc::Rc;
 use std::time::Duration;
@@ -57,10 +59,14 @@ impl Running {
     }
 
     fn submit(&self, message: MessageType, body: Body) -> oneshot::Receiver<Answer> {
+        self.submit_until(None, message, body)
+    }
+
+    fn submit_until(&self, deadline: Option<Instant>, message: MessageType, body: Body) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
         let mut header = FrameHeader::for_body(message, 1, &body);
         (header.shard, header.schema) = (SHARD, if message == MessageType::Write { COMMAND_SCHEMA } else { 0 });
-        self.shard.serve(&header, body, None, ReplyTo::task(sender));
+        self.shard.serve(&header, body, deadline, ReplyTo::task(sender));
         receiver
     }
 
@@ -294,5 +300,73 @@ fn a_replay_keeps_the_bound_of_the_text_heads() {
         let of_a_batch = unbounded * APPLY_BATCH_MAX as u64 / u64::from(GRAINS);
         assert!(stats.text_heads_bytes_max > MAX as u64, "vacuous: the bound was never reached: {stats:?}");
         assert!(stats.text_heads_bytes_max <= MAX as u64 + 2 * of_a_batch, "{stats:?}");
+    });
+}
+
+fn scan_of_all() -> Body {
+    let (start, end, prefix) = (Vec::new(), Vec::new(), Vec::new());
+    archive(&ScanRequest { namespace: "a".into(), start, end, prefix, limit: 0, reverse: false })
+}
+
+fn recall_of_a_word() -> Body {
+    archive(&RecallRequest {
+        namespace: "a".into(),
+        text: Some("word".into()),
+        vector: None,
+        relation: None,
+        tags: Vec::new(),
+        subject: String::new(),
+        limit: 0,
+        candidates: 0,
+        with_grains: false,
+    })
+}
+
+fn code(answer: Answer) -> Option<ErrorCode> {
+    answer.err().map(|rejection| rejection.code)
+}
+
+/// Only writes used to look at their deadline: a read that had waited for long was done for nobody.
+#[test]
+fn no_read_begins_after_its_deadline() {
+    on_executor(async {
+        let running = Running::start(&MemoryLog::new(SHARD)).await;
+        running.write((0..3000).map(|key| put(key, 0)).collect()).await;
+        let get = archive(&GetRequest { namespace: "a".into(), key: 1u32.to_be_bytes().to_vec() });
+        let requests =
+            [(MessageType::Get, get), (MessageType::Scan, scan_of_all()), (MessageType::Recall, recall_of_a_word())];
+        for (message, body) in requests {
+            for (deadline, expected) in [
+                (Some(Instant::now()), Some(ErrorCode::DeadlineExceeded)),
+                (Some(Instant::now() + Duration::from_mins(1)), None),
+            ] {
+                let answer = running.submit_until(deadline, message, body.clone()).await.expect("answered");
+                assert_eq!(code(answer), expected, "{message:?}");
+            }
+        }
+    });
+}
+
+/// Recalls ran all at once, however many there were. They take turns, and look at the clock when theirs has come.
+#[test]
+fn recalls_and_long_scans_take_turns_and_look_at_the_clock() {
+    on_executor(async {
+        let running = Running::start(&MemoryLog::new(SHARD)).await;
+        running.write((0..3000).map(|key| put(key, 0)).collect()).await;
+        let shard = &running.shard;
+        for (message, body, turns, at_once) in [
+            (MessageType::Scan, scan_of_all(), &shard.scans, SCANS_MAX),
+            (MessageType::Recall, recall_of_a_word(), &shard.recalls, RECALLS_MAX),
+        ] {
+            let mut held: Vec<_> = std::iter::from_fn(|| turns.try_take()).collect();
+            assert_eq!(held.len(), at_once);
+            let deadline = Instant::now() + Duration::from_millis(5);
+            let late = running.submit_until(Some(deadline), message, body.clone());
+            let patient = running.submit(message, body.clone());
+            sleep(Duration::from_millis(10)).await;
+            held.pop();
+            assert_eq!(code(late.await.expect("answered")), Some(ErrorCode::DeadlineExceeded), "{message:?}");
+            assert_eq!(code(patient.await.expect("answered")), None, "{message:?}");
+        }
     });
 }
