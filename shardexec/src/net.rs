@@ -113,19 +113,32 @@ impl TcpStream {
         }
     }
 
+    /// Sends bytes of `buf` from the `start`-th on, as many as the socket takes at once, waiting for room for at least one.
+    /// Dropping the future may leave any part of them sent.
+    pub async fn send<B: OwnedBuf>(&self, buf: B, start: usize) -> (io::Result<usize>, B) {
+        let mut buf = buf.into_io();
+        assert!(start < buf.len(), "nothing to send behind byte {start} of {}", buf.len());
+        loop {
+            let op = Op::Send { socket: self.handle.raw(), buf, start };
+            let (result, op) = OpFuture::on(&self.handle, op).await;
+            let Op::Send { buf: returned, .. } = op else { unreachable!("the driver returned another op") };
+            match count(result) {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), B::from_io(returned)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => buf = returned,
+                result => return (result, B::from_io(returned)),
+            }
+        }
+    }
+
     /// Sends the whole of `buf`. On an error, or when the future is dropped, any part of it may have been sent.
     pub async fn send_all<B: OwnedBuf>(&self, buf: B) -> (io::Result<()>, B) {
         let mut buf = buf.into_io();
         let mut done = 0;
         while done < buf.len() {
-            let op = Op::Send { socket: self.handle.raw(), buf, start: done };
-            let (result, op) = OpFuture::on(&self.handle, op).await;
-            let Op::Send { buf: returned, .. } = op else { unreachable!("the driver returned another op") };
+            let (sent, returned) = self.send(buf, done).await;
             buf = returned;
-            match count(result) {
-                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), B::from_io(buf)),
-                Ok(n) => done += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            match sent {
+                Ok(count) => done += count,
                 Err(error) => return (Err(error), B::from_io(buf)),
             }
         }

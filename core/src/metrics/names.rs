@@ -101,6 +101,7 @@ definitions! {
     REQUESTS: Counter, Count, "requests_total", "Requests received.";
     FORWARDED_REQUESTS: Counter, Count, "forwarded_requests_total", "Requests passed to the core that owns their shard.";
     CONNECTIONS_ACCEPTED: Counter, Count, "connections_accepted_total", "Client connections accepted.";
+    CONNECTIONS_REFUSED: Counter, Count, "connections_refused_total", "Client connections refused because too many were open.";
     BAD_FRAMES: Counter, Count, "bad_frames_total", "Connections ended because what came is no frame.";
     REQUEST_ERRORS: Counter, Count, "request_errors_total", "Requests answered with an error.";
     REQUEST_LATENCY: Histogram, Microseconds, "request_latency_us", "From a request's last byte to its answer's first.";

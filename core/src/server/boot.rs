@@ -303,7 +303,7 @@ impl Boot {
                 shards.insert(id, Shard::new(id, Machine::new(id, &ring, &registry), &registry));
             }
         }
-        Core::new(self.core, placement, ring, shards, Rc::clone(peers), offered.clone(), registry)
+        Core::new(placement, ring, shards, Rc::clone(peers), offered.clone(), registry, self.config.connections)
     }
 
     /// Core 0: tells the starting thread where the node listens, and waits for its wish to stop.

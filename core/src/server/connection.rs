@@ -10,25 +10,37 @@
 //! - No task per request: an answer is encoded into the connection's output and the writer is woken.
 //! - Memory is bounded: the protocol limits requests in flight and the bytes that they and their answers hold. The reader
 //!   asks before each request, and keeps the rest of what it received while the protocol wants no more.
+//! - A connection ends that has not said hello in time, and one whose client takes nothing of what is sent to it: neither
+//!   holds its place for ever. An idle connection that said hello may stay.
 //! - Bytes that are no frame end the connection, after the reason has been sent; requests in flight go on, their answers
 //!   are dropped.
 
-use super::core::Core;
+use super::ConnectionLimits;
+use super::core::{Core, OpenConnection};
 use super::observe::CoreMetrics;
 use super::reply::{Answer, ReplyTo};
+use gristmill_rpc::error::{ErrorCode, Rejection};
 use gristmill_rpc::frame::MessageType;
-use gristmill_rpc::protocol::{Accepted, ServerConnection};
+use gristmill_rpc::protocol::{Accepted, ServerConnection, ServerOffer};
 use gristmill_shardexec::net::{ShutdownHow, TcpStream};
 use gristmill_shardexec::sync::Notify;
-use gristmill_shardexec::time::Instant;
+use gristmill_shardexec::sync::semaphore::Permit;
+use gristmill_shardexec::time::{Instant, timeout, timeout_at};
 use gristmill_shardexec::{Class, spawn, yield_if_spent};
 use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Bytes that one receive may take.
 const RECEIVE_BYTES: usize = 64 << 10;
 /// Output buffers larger than this are freed instead of kept for the next send.
 const OUTPUT_KEPT_BYTES_MAX: usize = 256 << 10;
+/// Time that a refused client has to read why.
+const REFUSAL_MAX: Duration = Duration::from_secs(1);
+/// Advice to a client that was refused.
+const REFUSED_RETRY_AFTER_MS: u32 = 1000;
 
 /// A connection that its reader, its writer and the requests in flight share.
 pub(crate) struct Connection {
@@ -43,7 +55,10 @@ pub(crate) struct Connection {
     written: Cell<bool>,
     /// When the requests came whose answers wait to be sent.
     answered: RefCell<Vec<Answered>>,
+    limits: ConnectionLimits,
     metrics: Rc<CoreMetrics>,
+    /// From the accept until reader, writer and the requests in flight have let go.
+    _open: OpenConnection,
 }
 
 /// A request whose answer is encoded.
@@ -63,7 +78,9 @@ impl Connection {
             closing: Cell::new(false),
             written: Cell::new(false),
             answered: RefCell::default(),
+            limits: core.limits(),
             metrics: core.metrics(),
+            _open: core.connection_opened(),
         });
         let reader = Rc::clone(&connection).read(Rc::clone(core));
         spawn(Class::Request, "connection reader", reader);
@@ -98,7 +115,7 @@ impl Connection {
     }
 
     async fn read(self: Rc<Self>, core: Rc<Core>) {
-        let _open = core.connection_opened();
+        let hello_by = Instant::now() + self.limits.hello_wait_max;
         let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
         while !self.closing.get() {
             if !self.protocol.borrow().wants_input() {
@@ -106,8 +123,16 @@ impl Connection {
                 continue;
             }
             buffer.clear();
+            let receive = self.socket.recv(buffer);
             let received;
-            (received, buffer) = self.socket.recv(buffer).await;
+            (received, buffer) = if self.protocol.borrow().greeted() {
+                receive.await
+            } else if let Ok(received) = timeout_at(hello_by, receive).await {
+                received
+            } else {
+                self.protocol.borrow_mut().notify(&no_hello(self.limits.hello_wait_max));
+                break;
+            };
             if !matches!(received, Ok(1..)) || !self.take_requests(&core, &buffer, Instant::now()).await {
                 break;
             }
@@ -129,7 +154,7 @@ impl Connection {
             match next {
                 Ok(Some(request)) => {
                     let reply = ReplyTo::connection(Rc::clone(self), request.accepted, now);
-                    core.dispatch(&request.header, request.body, reply);
+                    core.dispatch(&request.header, request.body, now, reply);
                     yield_if_spent().await;
                 }
                 Ok(None) => {
@@ -169,11 +194,10 @@ impl Connection {
             }
             self.count_answered();
             let output = self.protocol.borrow_mut().take_output(std::mem::take(&mut spare));
-            let (sent, buffer) = self.socket.send_all(output).await;
-            if sent.is_err() {
+            let Some(buffer) = self.send(output).await else {
                 self.protocol.borrow_mut().abandon_output();
                 break;
-            }
+            };
             self.protocol.borrow_mut().output_sent();
             spare = buffer;
             spare.clear();
@@ -185,4 +209,44 @@ impl Connection {
         let _ = self.socket.shutdown(ShutdownHow::Both).await;
         self.written.set(true);
     }
+
+    /// Sends all of it; `None` where the client has gone, or takes nothing for too long.
+    async fn send(&self, mut output: Vec<u8>) -> Option<Vec<u8>> {
+        let mut done = 0;
+        while done < output.len() {
+            let sending = timeout(self.limits.send_wait_max, self.socket.send(output, done));
+            let (sent, buffer) = sending.await.ok()?;
+            done += sent.ok()?;
+            output = buffer;
+        }
+        Some(output)
+    }
+}
+
+fn no_hello(waited: Duration) -> Rejection {
+    let message = format!("no hello came through within {waited:?}; connect again and say hello first");
+    Rejection::new(ErrorCode::DeadlineExceeded, message)
+}
+
+/// Tells a client that `limit` connections are open already, and closes.
+pub(crate) async fn refuse(socket: TcpStream, offer: Arc<ServerOffer>, limit: u32, _permit: Permit) {
+    let message =
+        format!("{limit} connections are open on this core, the most that it takes; close some, or try again");
+    let mut protocol = ServerConnection::new(offer);
+    protocol.notify(&Rejection::new(ErrorCode::Overloaded, message).retry_after_ms(REFUSED_RETRY_AFTER_MS));
+    let tell = async {
+        let (mut told, mut buffer) = socket.send_all(protocol.take_output(Vec::new())).await;
+        if told.is_ok() {
+            told = socket.shutdown(ShutdownHow::Write).await;
+        }
+        // A close with bytes unread is a reset, which may overtake the reason.
+        while told.is_ok() {
+            buffer.clear();
+            let received;
+            (received, buffer) = socket.recv(buffer).await;
+            told = received.and_then(|count| if count > 0 { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) });
+        }
+    };
+    // Whoever does not read is not told.
+    let _ = timeout(REFUSAL_MAX, tell).await;
 }

@@ -5,11 +5,13 @@
 //!                                                  └─► Peers ─► the owning core's dispatch_forwarded ─► answer
 //! ```
 
+use super::ConnectionLimits;
 use super::boot::Offered;
-use super::connection::Connection;
+use super::connection::{Connection, refuse};
 use super::observe::{CoreMetrics, observe_log, watch_executor};
 use super::peers::{CoreMessage, Peers};
 use super::reply::ReplyTo;
+use super::seldom::Seldom;
 use super::status::{self, CoreStatus, NodeDescription};
 use crate::metrics::{Event, Registry};
 use crate::shard::placement::Placement;
@@ -22,8 +24,8 @@ use gristmill_rpc::ids::ShardId;
 use gristmill_rpc::protocol::ServerOffer;
 use gristmill_rpc::ring::Ring;
 use gristmill_rpc::validate::{self, RequestRef};
-use gristmill_shardexec::net::TcpListener;
-use gristmill_shardexec::sync::Notify;
+use gristmill_shardexec::net::{TcpListener, TcpStream};
+use gristmill_shardexec::sync::{Notify, Semaphore};
 use gristmill_shardexec::time::{Instant, sleep};
 use gristmill_shardexec::{Class, CoreId, spawn};
 use gristmill_wal::{LogNumber, RecoveryReport, Wal};
@@ -34,8 +36,8 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Connections that one core holds at the most; further ones are closed with a message.
-pub(crate) const CONNECTIONS_MAX: i64 = 10_000;
+/// Connections over the limit that are told so at the same time; more are closed without a word.
+const REFUSALS_MAX: usize = 64;
 /// How long a stopping core waits for requests in flight, its own and those of other cores.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Pause between two looks at them.
@@ -52,7 +54,12 @@ pub(crate) struct Core {
     peers: Rc<Peers>,
     offer: Arc<ServerOffer>,
     node: NodeDescription,
+    limits: ConnectionLimits,
     connections: RefCell<Vec<Weak<Connection>>>,
+    refusals: Semaphore,
+    refusals_told: Seldom,
+    bad_frames_told: Seldom,
+    accept_errors_told: Seldom,
     stopping: Cell<bool>,
     stop: Notify,
     metrics: Rc<CoreMetrics>,
@@ -61,14 +68,15 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(
-        id: CoreId,
         placement: Placement,
         ring: Ring,
         shards: BTreeMap<ShardId, Rc<Shard>>,
         peers: Rc<Peers>,
         offered: Offered,
         registry: Registry,
+        limits: ConnectionLimits,
     ) -> Rc<Core> {
+        let id = peers.own();
         Rc::new(Core {
             id,
             placement,
@@ -77,7 +85,12 @@ impl Core {
             peers,
             offer: offered.offer,
             node: offered.node,
+            limits,
             connections: RefCell::default(),
+            refusals: Semaphore::new(REFUSALS_MAX),
+            refusals_told: Seldom::default(),
+            bad_frames_told: Seldom::default(),
+            accept_errors_told: Seldom::default(),
             stopping: Cell::new(false),
             stop: Notify::new(),
             metrics: Rc::new(CoreMetrics::register(&registry, id)),
@@ -89,12 +102,17 @@ impl Core {
         Arc::clone(&self.offer)
     }
 
-    /// Checks a request that a client sent here and hands it to its shard.
-    pub(crate) fn dispatch(self: &Rc<Self>, header: &FrameHeader, body: Body, reply: ReplyTo) {
+    /// What this core's connections may hold on to.
+    pub(crate) fn limits(&self) -> ConnectionLimits {
+        self.limits
+    }
+
+    /// Checks a request that a client sent here, which `arrived` then, and hands it to its shard.
+    pub(crate) fn dispatch(self: &Rc<Self>, header: &FrameHeader, body: Body, arrived: Instant, reply: ReplyTo) {
         self.metrics.requests.add(1);
         let routed = self.route(header, &body);
         match routed {
-            Ok(Route::Shard(shard)) => self.to_shard(shard, *header, body, reply),
+            Ok(Route::Shard(shard)) => self.to_shard(shard, *header, body, arrived, reply),
             Ok(Route::Status { verbose }) => status::gather(self, verbose, reply),
             Err(rejection) => reply.answer(Err(rejection)),
         }
@@ -114,10 +132,10 @@ impl Core {
         }
     }
 
-    fn to_shard(self: &Rc<Self>, shard: ShardId, header: FrameHeader, body: Body, reply: ReplyTo) {
+    fn to_shard(self: &Rc<Self>, shard: ShardId, header: FrameHeader, body: Body, arrived: Instant, reply: ReplyTo) {
         let owner = self.placement.core_of(shard);
         if owner == self.id {
-            self.serve(shard, &header, body, reply);
+            self.serve(shard, &header, body, arrived, reply);
         } else {
             self.metrics.forwarded.add(1);
             let header = FrameHeader { shard, ..header };
@@ -125,10 +143,9 @@ impl Core {
         }
     }
 
-    fn serve(&self, shard: ShardId, header: &FrameHeader, body: Body, reply: ReplyTo) {
+    fn serve(&self, shard: ShardId, header: &FrameHeader, body: Body, arrived: Instant, reply: ReplyTo) {
         let shard = self.shards.get(&shard).expect("placement and shards agree");
-        let deadline =
-            (header.deadline_ms > 0).then(|| Instant::now() + Duration::from_millis(u64::from(header.deadline_ms)));
+        let deadline = (header.deadline_ms > 0).then(|| arrived + Duration::from_millis(u64::from(header.deadline_ms)));
         shard.serve(header, body, deadline, reply);
     }
 
@@ -139,7 +156,7 @@ impl Core {
             match message {
                 CoreMessage::Request { ticket, header, body } => {
                     let reply = ReplyTo::peer(Rc::clone(&self.peers), from, ticket);
-                    self.serve(header.shard, &header, body, reply);
+                    self.serve(header.shard, &header, body, Instant::now(), reply);
                 }
                 CoreMessage::Status { ticket, verbose } => {
                     let reply = ReplyTo::peer(Rc::clone(&self.peers), from, ticket);
@@ -159,22 +176,34 @@ impl Core {
     pub(crate) async fn accept(self: Rc<Self>, listener: TcpListener) {
         while !self.stopping.get() {
             match listener.accept().await {
-                Ok((socket, _)) if self.metrics.connections.value() < CONNECTIONS_MAX => {
+                Ok((socket, _)) if self.metrics.connections.value() < i64::from(self.limits.count_max) => {
                     self.metrics.accepted.add(1);
                     let connection = Connection::serve(&self, socket);
                     let mut connections = self.connections.borrow_mut();
                     connections.retain(|old| old.strong_count() > 0);
                     connections.push(Rc::downgrade(&connection));
                 }
-                Ok((socket, peer)) => {
-                    drop(socket);
-                    eprintln!("gristmill: {}: refused {peer}: {CONNECTIONS_MAX} connections are open", self.id);
-                }
+                Ok((socket, _)) => self.refuse(socket),
                 Err(error) => {
-                    eprintln!("gristmill: {}: cannot accept a connection: {error}", self.id);
+                    if let Some(times) = self.accept_errors_told.due(Instant::now()) {
+                        eprintln!("gristmill: {}: cannot accept a connection ({times} times): {error}", self.id);
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// There are too many connections: says so, to the client and now and then on stderr.
+    fn refuse(&self, socket: TcpStream) {
+        self.metrics.refused.add(1);
+        let limit = self.limits.count_max;
+        if let Some(times) = self.refusals_told.due(Instant::now()) {
+            let peer = socket.peer_addr();
+            eprintln!("gristmill: {}: {limit} connections are open: refused {times}, the last from {peer}", self.id);
+        }
+        if let Some(permit) = self.refusals.try_acquire() {
+            spawn(Class::Request, "connection refusal", refuse(socket, self.offer(), limit, permit));
         }
     }
 
@@ -192,7 +221,12 @@ impl Core {
     /// A client sent what is no frame.
     pub(crate) fn bad_frame(&self, peer: SocketAddr, error: FrameError) {
         self.metrics.bad_frames.add(1);
-        eprintln!("gristmill: {}: closed the connection from {peer}: {error}", self.id);
+        if let Some(times) = self.bad_frames_told.due(Instant::now()) {
+            eprintln!(
+                "gristmill: {}: closed {times} connections for bad frames, the last from {peer}: {error}",
+                self.id
+            );
+        }
     }
 
     /// A log of this core was opened.

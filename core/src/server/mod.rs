@@ -18,6 +18,7 @@ pub(crate) mod core;
 mod observe;
 pub(crate) mod peers;
 pub(crate) mod reply;
+mod seldom;
 pub(crate) mod status;
 pub mod stop;
 
@@ -29,12 +30,34 @@ use gristmill_wal::WalOptions;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::mpsc;
+use std::time::Duration;
 use stop::StopSignal;
 
 /// Slots of the ring between each two cores.
 const MESH_RING_SLOTS: usize = 1024;
 /// The port that `serve` listens on and clients connect to unless told otherwise.
 pub const PORT_DEFAULT: u16 = 7171;
+
+/// How many connections a core holds, and how long it waits for one that is silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Connections of one core; a further one is told so and closed.
+    pub count_max: u32,
+    /// Time from the accept until the hello is through.
+    pub hello_wait_max: Duration,
+    /// Time that a client may let pass without taking a byte of what is sent to it.
+    pub send_wait_max: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> ConnectionLimits {
+        ConnectionLimits {
+            count_max: 10_000,
+            hello_wait_max: Duration::from_secs(10),
+            send_wait_max: Duration::from_secs(30),
+        }
+    }
+}
 
 /// How to run a node.
 #[derive(Debug, Clone)]
@@ -57,6 +80,8 @@ pub struct NodeConfig {
     pub spin: SpinPolicy,
     /// Allow a bind to other than a loopback address although nothing is encrypted or authenticated.
     pub insecure: bool,
+    /// What clients may hold on to.
+    pub connections: ConnectionLimits,
     /// Options of every log.
     pub wal: WalOptions,
 }
@@ -74,6 +99,7 @@ impl NodeConfig {
             pin: false,
             spin: SpinPolicy::default(),
             insecure: false,
+            connections: ConnectionLimits::default(),
             wal: WalOptions::default(),
         }
     }

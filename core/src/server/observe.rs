@@ -12,6 +12,7 @@ use std::time::Duration;
 pub(crate) struct CoreMetrics {
     pub(super) connections: Gauge,
     pub(super) accepted: Counter,
+    pub(super) refused: Counter,
     pub(super) bad_frames: Counter,
     pub(super) requests: Counter,
     pub(super) forwarded: Counter,
@@ -31,6 +32,7 @@ impl CoreMetrics {
         CoreMetrics {
             connections: registry.gauge(names::CONNECTIONS, Labels::new()),
             accepted: counter(names::CONNECTIONS_ACCEPTED),
+            refused: counter(names::CONNECTIONS_REFUSED),
             bad_frames: counter(names::BAD_FRAMES),
             requests: counter(names::REQUESTS),
             forwarded: counter(names::FORWARDED_REQUESTS),

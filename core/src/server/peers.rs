@@ -80,9 +80,14 @@ impl Peers {
         peers
     }
 
+    /// This core.
+    pub(crate) fn own(&self) -> CoreId {
+        self.port.core()
+    }
+
     /// All cores but this one.
     pub(crate) fn others(&self) -> impl Iterator<Item = CoreId> + use<> {
-        let own = self.port.core();
+        let own = self.own();
         self.port.cores().filter(move |core| *core != own)
     }
 

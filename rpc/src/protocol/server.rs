@@ -223,6 +223,11 @@ impl ServerConnection {
         self.encoder.len()
     }
 
+    /// Whether the hello is through.
+    pub fn greeted(&self) -> bool {
+        self.greeted
+    }
+
     /// Requests accepted and not yet answered.
     pub fn in_flight(&self) -> u32 {
         self.in_flight

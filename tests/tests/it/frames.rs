@@ -22,30 +22,30 @@ use std::time::Duration;
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// A connection without a client behind it.
-struct Wire(TcpStream);
+pub(crate) struct Wire(TcpStream);
 
 impl Wire {
-    fn connect(server: &Server) -> Wire {
-        let socket = TcpStream::connect(server.address()).expect("the server accepts");
+    pub(crate) fn connect(address: &str) -> Wire {
+        let socket = TcpStream::connect(address).expect("the server accepts");
         socket.set_read_timeout(Some(ANSWER_MAX)).expect("a socket takes a timeout");
         Wire(socket)
     }
 
     /// Connected, and the hello is through.
-    fn greeted(server: &Server) -> Wire {
-        let mut wire = Wire::connect(server);
+    pub(crate) fn greeted(address: &str) -> Wire {
+        let mut wire = Wire::connect(address);
         wire.send(&hello());
         let (header, _) = wire.receive().expect("a hello is answered");
         assert_eq!(header.message_type, MessageType::HelloReply as u16);
         wire
     }
 
-    fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).expect("the server takes it");
     }
 
     /// The next frame, or `None` where the server has closed.
-    fn receive(&mut self) -> Option<(FrameHeader, Body)> {
+    pub(crate) fn receive(&mut self) -> Option<(FrameHeader, Body)> {
         let mut header = [0; FRAME_HEADER_BYTES];
         match self.0.read_exact(&mut header) {
             Ok(()) => {}
@@ -62,7 +62,7 @@ impl Wire {
     }
 
     /// The error that answers the request `correlation`, which must come next.
-    fn error(&mut self, what: &str, correlation: u64) -> ErrorReply {
+    pub(crate) fn error(&mut self, what: &str, correlation: u64) -> ErrorReply {
         let (header, body) = self.receive().unwrap_or_else(|| panic!("{what}: closed without an answer"));
         assert_eq!(header.correlation, correlation, "{what}");
         assert_eq!(header.message_type, MessageType::Error as u16, "{what}");
@@ -91,7 +91,7 @@ impl Wire {
     }
 }
 
-fn frame(message: MessageType, correlation: u64, body: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(message: MessageType, correlation: u64, body: &[u8]) -> Vec<u8> {
     encode(&header(message, correlation, body), body)
 }
 
@@ -148,7 +148,7 @@ fn assert_unharmed(client: &mut Client, what: &str) {
 fn a_frame_that_is_refused_is_answered_and_skipped() {
     let dir = scratch();
     let (server, mut client) = server(&dir);
-    let mut wire = Wire::greeted(&server);
+    let mut wire = Wire::greeted(&server.address());
     let (get, put) = (get_body(), put_body());
     let good = header(MessageType::Get, 40, &get);
     let write = header(MessageType::Write, 40, &put);
@@ -183,7 +183,7 @@ fn a_frame_that_is_refused_is_answered_and_skipped() {
 fn an_oversized_frame_is_answered_at_its_header_and_skipped() {
     let dir = scratch();
     let (server, mut client) = server(&dir);
-    let mut wire = Wire::greeted(&server);
+    let mut wire = Wire::greeted(&server.address());
     for excess in [1, 16, 4096] {
         let length = FRAME_BODY_BYTES_MAX + excess;
         let header = FrameHeader { body_length: length, ..header(MessageType::Write, 5, &[]) };
@@ -201,7 +201,7 @@ fn an_oversized_frame_is_answered_at_its_header_and_skipped() {
 fn frames_of_any_length_follow_each_other() {
     let dir = scratch();
     let (server, mut client) = server(&dir);
-    let mut wire = Wire::greeted(&server);
+    let mut wire = Wire::greeted(&server.address());
     let mut all = Vec::new();
     for length in 0..40_u64 {
         // A body that is no archive, and a good one behind it, at each place within 16 bytes.
@@ -229,7 +229,7 @@ fn padding_between_frames_ends_the_connection() {
     let dir = scratch();
     let (server, mut client) = server(&dir);
     for padding in [1, 8, 15] {
-        let mut wire = Wire::greeted(&server);
+        let mut wire = Wire::greeted(&server.address());
         wire.expect_alive("the hello");
         wire.send(&[vec![0; padding], get(4), put_frame(5)].concat());
         wire.expect_end("padding", ErrorCode::BadFrame);
@@ -246,7 +246,7 @@ fn put_frame(correlation: u64) -> Vec<u8> {
 fn a_misaligned_archive_is_refused() {
     let dir = scratch();
     let (server, mut client) = server(&dir);
-    let mut wire = Wire::greeted(&server);
+    let mut wire = Wire::greeted(&server.address());
     for (message, body) in [(MessageType::Write, put_body()), (MessageType::Get, get_body())] {
         for shift in (1..16).filter(|shift| shift % 4 != 0) {
             for moved in [[&vec![0; shift][..], &body].concat(), [&body[..], &vec![0; shift]].concat()] {
@@ -269,7 +269,7 @@ fn any_garbled_header_ends_its_own_connection_and_says_why() {
     let dir = scratch();
     let (server, mut client) = server(&dir);
     for byte in 0..FRAME_HEADER_BYTES {
-        let mut wire = Wire::greeted(&server);
+        let mut wire = Wire::greeted(&server.address());
         let mut garbled = put_frame(6);
         garbled[byte] ^= 1 << (byte % 8);
         wire.send(&garbled);
@@ -282,7 +282,7 @@ fn any_garbled_header_ends_its_own_connection_and_says_why() {
 fn any_garbled_body_is_answered() {
     let dir = scratch();
     let (server, mut client) = server(&dir);
-    let mut wire = Wire::greeted(&server);
+    let mut wire = Wire::greeted(&server.address());
     let whole = put_frame(6);
     for byte in FRAME_HEADER_BYTES..whole.len() {
         let mut garbled = whole.clone();
@@ -301,7 +301,7 @@ fn a_truncated_frame_does_nothing() {
     let (server, mut client) = server(&dir);
     let whole = put_frame(6);
     for sent in [1, 40, 63, 64, 65, whole.len() - 1] {
-        let mut wire = Wire::greeted(&server);
+        let mut wire = Wire::greeted(&server.address());
         wire.send(&[get(2), whole[..sent].to_vec()].concat());
         wire.0.shutdown(Shutdown::Write).expect("connected");
         let (header, _) = wire.receive().expect("what was whole is answered");
@@ -315,7 +315,7 @@ fn a_truncated_frame_does_nothing() {
 fn nothing_is_served_before_the_hello() {
     let dir = scratch();
     let (server, mut client) = server(&dir);
-    let mut wire = Wire::connect(&server);
+    let mut wire = Wire::connect(&server.address());
     wire.send(&put_frame(2));
     wire.expect("a write before the hello", 2, ErrorCode::UnknownMessage);
     let long = vec![0; HELLO_BODY_BYTES_MAX as usize + 1];
@@ -350,7 +350,7 @@ fn requests_that_a_client_would_not_send_are_refused_by_the_server() {
     let dir = scratch();
     let (server, mut client) = server(&dir);
     client.put_grain(grain(Some(vec![1.0, 0.0, 0.0]))).expect("a good grain");
-    let mut wire = Wire::greeted(&server);
+    let mut wire = Wire::greeted(&server.address());
     let invalid = ErrorCode::InvalidArgument;
     let vector = |vector: Vec<f32>| vec![Operation::PutGrain { grain: grain(Some(vector)) }];
     let writes = [
@@ -436,7 +436,7 @@ fn a_client_that_does_not_read_costs_bounded_memory() {
         limit: 0,
         reverse: false,
     };
-    let (mut getter, mut scanner) = (Wire::greeted(&server), Wire::greeted(&server));
+    let (mut getter, mut scanner) = (Wire::greeted(&server.address()), Wire::greeted(&server.address()));
     let key = archive(&GetRequest { namespace: "a".into(), key: vec![0] });
     getter.send(&(0..GETS).flat_map(|number| frame(MessageType::Get, 2 + number, &key)).collect::<Vec<u8>>());
     let page = archive(&scan);
