@@ -145,6 +145,7 @@ impl Batch {
     pub fn push(&mut self, draft: &Draft<'_>, group: &mut Group) -> (u32, Lsn) {
         let payload_bytes = draft.payload_bytes();
         assert!(self.fits_segment(payload_bytes), "the caller rotates first");
+        assert!(self.fits_table(group), "the caller seals a batch whose table is full");
         let (lsn, at) = (self.next_lsn, self.buf.len());
         let payload_at = at + RECORD_HEADER_BYTES;
         debug_assert!(draft.parts[0].len().is_multiple_of(RECORD_ALIGN) || draft.parts[1].is_empty());
@@ -175,7 +176,6 @@ impl Batch {
 
     fn list(&mut self, draft: &Draft<'_>, group: &mut Group, lsn: Lsn) {
         if group.row.batch != self.number {
-            assert!(self.table.len() < SEAL_GROUPS_MAX, "the caller seals a batch whose table is full");
             group.row = BatchRow { batch: self.number, row: self.table.len() as u8 };
             self.table.push(SealEntry { group: draft.group, ..SealEntry::default() });
         }

@@ -347,6 +347,10 @@ impl Inner {
         }
         if !self.batch.fits_segment(payload_bytes) {
             self.rotate();
+            // The opening run may have left the table full again.
+            if !self.batch.fits_table(&self.state.groups[&group]) {
+                self.seal();
+            }
         }
     }
 

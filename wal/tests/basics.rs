@@ -22,6 +22,7 @@ on_every_driver!(
     a_group_that_moved_away_stays_away_until_a_higher_epoch,
     segments_rotate_and_are_recycled_once_purged,
     more_groups_than_a_trailer_lists_share_a_log,
+    a_run_of_checkpoints_that_fills_its_last_table_leaves_room_for_a_record,
     batch_writes_are_timed,
     incidents_are_told_once,
 );
@@ -275,6 +276,33 @@ fn more_groups_than_a_trailer_lists_share_a_log(io: IoChoice) {
         for group in [0, 123, 124, 699] {
             assert_eq!(indexes(&wal, GroupId(group)).await, (1..=8).collect::<Vec<_>>());
         }
+    });
+}
+
+/// With 248 groups the run of checkpoints that opens a segment is two batches of 124 groups each. The record that had made the log move on
+/// to the segment then found the table of the second batch full, and an assertion ended the process.
+fn a_run_of_checkpoints_that_fills_its_last_table_leaves_room_for_a_record(io: IoChoice) {
+    let dir = Dir::disk();
+    const GROUPS: u64 = 248;
+    let entries = run_on(io, async {
+        let wal = open(&dir).await;
+        for group in 0..GROUPS {
+            append(&wal, GroupId(group), 1, 1..=1);
+        }
+        wal.flush().await.expect("durable");
+        let mut next = 2;
+        while wal.stats().rotations < 3 {
+            append(&wal, GroupId(0), 1, next..=next + 9);
+            wal.flush().await.expect("durable");
+            next += 10;
+        }
+        wal.close().await.expect("closed");
+        next - 1
+    });
+    run_on(io, async {
+        let wal = open(&dir).await;
+        assert_eq!(wal.groups().len() as u64, GROUPS);
+        assert_eq!(indexes(&wal, GroupId(0)).await, (1..=entries).collect::<Vec<_>>());
     });
 }
 
