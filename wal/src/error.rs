@@ -78,6 +78,9 @@ pub enum WalError {
         /// Bytes needed.
         segment_bytes: u64,
     },
+    /// The process or the system ran out of something, such as open files or memory, while a segment was prepared. As with a full disk.
+    #[error("cannot prepare a log segment: {0}. {cure}; the log resumes by itself", cure = .0.shortage())]
+    Exhausted(Box<IoFailure>),
     /// Acknowledged records are damaged.
     #[error("{path}: {damage}. The file was left as it is; restore it from a copy, or let the other replicas rebuild this one", path = path.display())]
     Corrupt {
@@ -145,7 +148,7 @@ impl WalError {
 
     /// Whether the same call can succeed later without anybody's help.
     pub fn is_retriable(&self) -> bool {
-        matches!(self, WalError::Backlog { .. } | WalError::DiskFull { .. })
+        matches!(self, WalError::Backlog { .. } | WalError::DiskFull { .. } | WalError::Exhausted(_))
     }
 }
 
@@ -291,6 +294,17 @@ pub(crate) fn tells_of_full_disk(kind: io::ErrorKind) -> bool {
     matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Whether an error of opening, allocating or renaming a file, which nothing was written by, passes when others give something back.
+pub(crate) fn tells_of_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(EINTR | EAGAIN | ENOMEM | ENFILE | EMFILE))
+}
+
+const EINTR: i32 = 4;
+const EAGAIN: i32 = 11;
+const ENOMEM: i32 = 12;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
 impl IoFailure {
     /// Whether the system said that there is no room. A short write says nothing: it may have been that, or the device.
     pub fn is_disk_full(&self) -> bool {
@@ -300,6 +314,16 @@ impl IoFailure {
     /// Whether the system took a part of a write.
     pub fn is_short_write(&self) -> bool {
         self.kind == io::ErrorKind::WriteZero
+    }
+
+    /// Whether it can only have come from opening a file, because there are too many open ones already.
+    pub(crate) fn is_too_many_files(&self) -> bool {
+        matches!(self.os_error, Some(EMFILE | ENFILE))
+    }
+
+    /// What to do against a shortage that is not one of space.
+    fn shortage(&self) -> &'static str {
+        if self.is_too_many_files() { "Raise the limit of open files, or close some" } else { "Free memory" }
     }
 
     /// What to do about it once the log has stopped.

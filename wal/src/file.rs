@@ -15,12 +15,14 @@ use std::sync::Arc;
 
 use gristmill_shardexec::buf::AlignedBuf;
 use gristmill_shardexec::fs::{self, File, OpenOptions, ShortWrite};
+use gristmill_shardexec::sync::Mutex;
 use gristmill_shardexec::time::WallClock;
 
-use crate::error::{IoFailure, WalError, tells_of_full_disk};
+use crate::error::{IoFailure, WalError, tells_of_shortage};
 use crate::format::{SegmentCrc, SegmentHeader};
 use crate::limits::BLOCK_BYTES;
 use crate::options::Direct;
+use crate::recovery::Stretch;
 use crate::types::{LogId, LogNumber, SegmentId};
 
 /// Bytes of one write of zeros.
@@ -79,14 +81,31 @@ pub(crate) struct SegmentFile {
     file: File,
     /// Each write must be followed by a sync: the file was not opened with O_DSYNC.
     sync_each: bool,
+    /// Held from such a write to the end of its sync. The kernel tells an error of writing back to one sync of an open file and forgets
+    /// it: a second sync under way at the same time would take it for its own, and the first acknowledge what is lost.
+    turn: Mutex<()>,
 }
 
 impl SegmentFile {
+    fn new(shape: &LogShape, segment: SegmentId, file: File, sync_each: bool) -> SegmentFile {
+        let path = shape.dir.join(segment_name(segment));
+        let crc = SegmentCrc::new(shape.log_id, segment);
+        SegmentFile { segment, path, crc, file, sync_each, turn: Mutex::new(()) }
+    }
+
     /// Writes one buffer, by one write that is never tried again, and returns once it is durable.
     pub async fn write_durable(&self, buf: Arc<AlignedBuf>, offset: u64) -> Result<(), IoFailure> {
+        if !self.sync_each {
+            return self.write(buf, offset).await;
+        }
+        let _turn = self.turn.lock().await;
+        self.write(buf, offset).await?;
+        self.sync().await
+    }
+
+    async fn write(&self, buf: Arc<AlignedBuf>, offset: u64) -> Result<(), IoFailure> {
         let (result, _) = self.file.write_at(buf, offset).await;
-        result.map_err(|error| IoFailure::new("write", &self.path, &error))?;
-        if self.sync_each { self.sync().await } else { Ok(()) }
+        result.map(drop).map_err(|error| IoFailure::new("write", &self.path, &error))
     }
 
     /// Makes durable what was written, by whomever.
@@ -101,6 +120,26 @@ impl SegmentFile {
         let read = result.map_err(|error| WalError::io("read", &self.path, &error))?;
         buf.set_len(read);
         Ok(buf)
+    }
+
+    /// Whether writes go through the page cache, each with a sync of its own, one after the other.
+    pub fn syncs_each(&self) -> bool {
+        self.sync_each
+    }
+
+    /// Writes `batch`, read from this file, back to where it lies, if that is what it takes to make it durable. A sync alone does not do
+    /// where there is a page cache: after one that failed the cache holds the bytes, takes them for clean, and syncs nothing. Durable
+    /// only after [`SegmentFile::sync`].
+    pub async fn write_again(&self, batch: &Stretch) -> Result<(), WalError> {
+        if !self.sync_each {
+            return Ok(());
+        }
+        let bytes = self.read(batch.start as usize, (batch.end - batch.start) as usize).await?;
+        if !batch.holds(&self.crc, &bytes) {
+            let changed = io::Error::other(format!("the batch at offset {} changed after it was read", batch.start));
+            return Err(WalError::io("read", &self.path, &changed));
+        }
+        Ok(self.write(Arc::new(bytes), batch.start).await?)
     }
 
     /// Whether writes bypass the page cache.
@@ -132,8 +171,7 @@ pub(crate) async fn open_segment(shape: &LogShape, segment: SegmentId) -> Result
     let path = shape.dir.join(segment_name(segment));
     let (file, sync_each) =
         open_durable(&path, shape.direct).await.map_err(|error| WalError::io("open", &path, &error))?;
-    let crc = SegmentCrc::new(shape.log_id, segment);
-    Ok(Rc::new(SegmentFile { segment, path, crc, file, sync_each }))
+    Ok(Rc::new(SegmentFile::new(shape, segment, file, sync_each)))
 }
 
 async fn open_durable(path: &Path, direct: Direct) -> io::Result<(File, bool)> {
@@ -159,14 +197,32 @@ fn suits_blocks(file: &File) -> bool {
 /// Creates a spare: zeros over the whole length, durable. A failure leaves no file behind.
 pub(crate) async fn create_spare(shape: &LogShape, number: SegmentId) -> Result<PathBuf, WalError> {
     let path = shape.dir.join(spare_name(number));
-    match write_zeros(&path, shape).await {
+    let made = match open_spare(&path, shape).await {
+        Ok(file) => write_zeros(file, shape).await.map_err(|error| WalError::io("prepare", &path, &error)),
+        Err(error) => Err(shortage("prepare", &path, &error)),
+    };
+    match made {
         Ok(()) => Ok(path),
         Err(error) => {
-            let reported = WalError::io("prepare", &path, &error);
             // Whatever was allocated goes back: on a full disk it would be missed. A failure here changes nothing about the first.
             let _ = fs::remove_file(&path).await;
-            Err(if is_disk_full(&error) { disk_full(shape) } else { reported })
+            Err(told(shape, error))
         }
+    }
+}
+
+/// An error of something that wrote nothing.
+fn shortage(operation: &'static str, path: &Path, error: &io::Error) -> WalError {
+    let failure = Box::new(IoFailure::new(operation, path, error));
+    if tells_of_shortage(error) { WalError::Exhausted(failure) } else { WalError::Io(failure) }
+}
+
+/// `error`, or what it means for the log.
+fn told(shape: &LogShape, error: WalError) -> WalError {
+    match error {
+        WalError::Io(failure) if failure.is_disk_full() => disk_full(shape),
+        WalError::Io(failure) if failure.is_too_many_files() => WalError::Exhausted(failure),
+        other => other,
     }
 }
 
@@ -174,11 +230,8 @@ pub(crate) fn disk_full(shape: &LogShape) -> WalError {
     WalError::DiskFull { dir: shape.dir.clone(), segment_bytes: shape.segment_bytes }
 }
 
-fn is_disk_full(error: &io::Error) -> bool {
-    tells_of_full_disk(error.kind())
-}
-
-async fn write_zeros(path: &Path, shape: &LogShape) -> io::Result<()> {
+/// An empty file with room for a segment.
+async fn open_spare(path: &Path, shape: &LogShape) -> io::Result<File> {
     let options = OpenOptions::new().write(true).create_new(true);
     let file = match shape.direct {
         Direct::Auto => match options.direct(true).open(path).await {
@@ -198,9 +251,12 @@ async fn write_zeros(path: &Path, shape: &LogShape) -> io::Result<()> {
     // Space first, in one piece and refused at once when the disk is full; zeros over it after, because an extent that is only
     // allocated costs a metadata update at its first write.
     match file.allocate(0, shape.segment_bytes).await {
-        Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(error),
+        _ => Ok(file),
     }
+}
+
+async fn write_zeros(file: File, shape: &LogShape) -> io::Result<()> {
     let zeros = Arc::new(AlignedBuf::zeroed(ZERO_CHUNK_BYTES.min(shape.segment_bytes as usize)));
     let mut at = 0;
     while at < shape.segment_bytes {
@@ -226,13 +282,16 @@ pub(crate) async fn adopt_spare(
     segment: SegmentId,
 ) -> Result<Rc<SegmentFile>, WalError> {
     match adopt(shape, spare, segment).await {
+        Ok(file) => Ok(file),
         // A copy-on-write file system may want room even for these. The next try makes another file, under the same names.
-        Err(WalError::Io(failure)) if failure.is_disk_full() => {
-            // What is in the way here is in the way of the next try, too, and told then.
-            let _ = fs::remove_file(spare).await;
-            Err(disk_full(shape))
+        Err(error) => {
+            let told = told(shape, error);
+            if told.is_retriable() {
+                // What is in the way here is in the way of the next try, too, and told then.
+                let _ = fs::remove_file(spare).await;
+            }
+            Err(told)
         }
-        adopted => adopted,
     }
 }
 
@@ -244,11 +303,9 @@ async fn adopt(shape: &LogShape, spare: &Path, segment: SegmentId) -> Result<Rc<
         segment_bytes: shape.segment_bytes,
         created: WallClock::now(),
     };
-    let failed = |operation, error: &io::Error| WalError::io(operation, spare, error);
+    let failed = |operation, error: &io::Error| shortage(operation, spare, error);
     let (file, sync_each) = open_durable(spare, shape.direct).await.map_err(|error| failed("open", &error))?;
-    let crc = SegmentCrc::new(shape.log_id, segment);
-    let path = shape.dir.join(segment_name(segment));
-    let adopted = SegmentFile { segment, path, crc, file, sync_each };
+    let adopted = SegmentFile::new(shape, segment, file, sync_each);
     let block = Arc::new(AlignedBuf::from(&header.encode()[..]));
     adopted.write_durable(block, 0).await?;
     fs::rename(spare, &adopted.path).await.map_err(|error| failed("rename", &error))?;
@@ -258,19 +315,55 @@ async fn adopt(shape: &LogShape, spare: &Path, segment: SegmentId) -> Result<Rc<
 
 /// Makes the names in `dir` durable.
 pub(crate) async fn sync_dir(dir: &Path) -> Result<(), WalError> {
-    fs::sync_dir(dir).await.map_err(|error| WalError::io("sync", dir, &error))
+    fs::sync_dir(dir).await.map_err(|error| {
+        let failure = IoFailure::new("sync", dir, &error);
+        // The directory could not even be opened.
+        if failure.is_too_many_files() { WalError::Exhausted(Box::new(failure)) } else { failure.into() }
+    })
 }
 
 /// Takes a segment's name away. Durable after [`sync_dir`].
 pub(crate) async fn free_segment(shape: &LogShape, segment: SegmentId) -> Result<PathBuf, WalError> {
     let (from, to) = (shape.dir.join(segment_name(segment)), shape.dir.join(spare_name(segment)));
-    fs::rename(&from, &to).await.map_err(|error| WalError::io("rename", &from, &error))?;
+    fs::rename(&from, &to).await.map_err(|error| shortage("rename", &from, &error))?;
     Ok(to)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gristmill_shardexec::{Class, Executor, ExecutorConfig, IoChoice, spawn, yield_now};
+
+    /// Of two buffered writes the second waits until the first is synced: their syncs would share one error of writing back.
+    #[test]
+    fn a_buffered_write_has_the_file_to_itself_until_it_is_synced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (segment, path) = (SegmentId(1), dir.path().to_owned());
+        let config = ExecutorConfig { io: IoChoice::Posix, ..ExecutorConfig::default() };
+        Executor::start(config).expect("an executor starts").block_on(async move {
+            let log_id = LogId([7; 16]);
+            let shape =
+                LogShape { dir: path, log_id, log: LogNumber(0), segment_bytes: 256 << 10, direct: Direct::Off };
+            let spare = create_spare(&shape, segment).await.expect("made");
+            let file = adopt_spare(&shape, &spare, segment).await.expect("adopted");
+            assert!(file.syncs_each());
+            let writes = [1_u64, 2].map(|block| {
+                let file = Rc::clone(&file);
+                spawn(Class::Raft, "write", async move {
+                    file.write_durable(Arc::new(AlignedBuf::zeroed(BLOCK_BYTES)), block * BLOCK_BYTES as u64).await
+                })
+            });
+            let mut busy = 0;
+            while !writes.iter().all(gristmill_shardexec::JoinHandle::is_finished) {
+                busy += u64::from(file.turn.try_lock().is_none());
+                yield_now().await;
+            }
+            assert!(busy > 0 && file.turn.try_lock().is_some(), "{busy}");
+            for write in writes {
+                write.await.expect("ran").expect("written");
+            }
+        });
+    }
 
     #[test]
     fn names_read_back_and_nothing_else_does() {

@@ -34,6 +34,11 @@ pub enum Incident {
         /// What is wrong, and where.
         damage: Box<Damage>,
     },
+    /// No segment can be prepared for lack of something else than space. The log tries again; told once until a try succeeds.
+    Unprepared {
+        /// What it lacks, and what to do.
+        reason: String,
+    },
     /// A write failed, and with it the log, for good.
     Failed {
         /// The operating system's words, and for what.
@@ -50,6 +55,7 @@ impl Incident {
             WalError::Corrupt { path, damage } => {
                 Some(Incident::Damaged { path: path.clone(), damage: damage.clone() })
             }
+            WalError::Exhausted(_) => Some(Incident::Unprepared { reason: error.to_string() }),
             WalError::Failed(_) => Some(Incident::Failed { reason: error.to_string() }),
             _ => None,
         }

@@ -20,7 +20,7 @@ use gristmill_shardexec::buf::AlignedBuf;
 use crate::batch::{Batch, Draft, SealContext, SealedBatch};
 use crate::cache::Cache;
 use crate::error::WalError;
-use crate::file::{LogShape, SegmentFile, disk_full};
+use crate::file::{LogShape, SegmentFile};
 use crate::format::{RecordKind, Seal, SealEntry, SegmentCrc, TrailerHash, encode_committed, record_bytes};
 use crate::group::Group;
 use crate::incident::Incident;
@@ -116,6 +116,8 @@ pub(crate) struct Inner {
     pub spares: Vec<Spare>,
     /// Freed segments whose files still carry their names.
     pub freed: Vec<Rc<SegmentFile>>,
+    /// Those that have lost them, before that is durable.
+    pub renamed: Vec<Spare>,
     /// The id that the next preparation gives.
     pub next_segment: SegmentId,
     pub batch: Batch,
@@ -130,7 +132,8 @@ pub(crate) struct Inner {
     pub waiters: Waiters,
     pub stopped: Option<WalError>,
     pub closing: bool,
-    pub disk_full: bool,
+    /// Why the next segment could not be prepared, until one could.
+    pub unprepared: Option<WalError>,
     /// Bytes of room that writers were promised for what they have not appended yet.
     pub promised: usize,
     /// Groups whose commit position is not in the log yet.
@@ -165,12 +168,45 @@ fn worst_bytes(bytes: usize) -> usize {
     bytes + (bytes / BATCH_BYTES_TARGET + 2) * 2 * BLOCK_BYTES
 }
 
+/// Where the mark with the number `sequence` goes.
+pub(crate) fn mark_slot(sequence: u64) -> u64 {
+    crate::scan::MARK_SLOTS[((sequence + 1) % 2) as usize] as u64
+}
+
+/// What a mark says.
+pub(crate) fn mark(state: &LogState, told: Told, previous: TrailerHash, sequence: u64) -> Seal {
+    let row = |(id, group): (&GroupId, &Group)| SealEntry {
+        group: *id,
+        last: group.last,
+        last_lsn: group.last_lsn,
+        kinds: 0,
+    };
+    let mut table: Vec<SealEntry> = state.groups.iter().map(row).collect();
+    // Of more groups than fit, those that wrote last say most.
+    table.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.last_lsn));
+    table.truncate(SEAL_GROUPS_MAX);
+    table.sort_unstable_by_key(|entry| entry.group);
+    Seal {
+        durable_lsn: told.durable,
+        previous,
+        oldest_segment: told.oldest,
+        mark_sequence: sequence,
+        table_complete: state.groups.len() <= SEAL_GROUPS_MAX,
+        table,
+        ..Seal::default()
+    }
+}
+
 impl Inner {
     pub fn new(shape: LogShape, mut options: WalOptions, resume: Resume) -> Inner {
         let segment_bytes = shape.segment_bytes as usize;
         options.segment_bytes = shape.segment_bytes;
         // With a quarter for checkpoints, what waits always fits one fresh segment.
         options.pending_bytes_max = options.pending_bytes_max.min(segment_bytes / 8 * 3);
+        if resume.files.values().any(|file| file.syncs_each()) {
+            // They would only wait for each other.
+            options.writes_in_flight = 1;
+        }
         let mut cache = Cache::new(options.cache_bytes);
         let crc = SegmentCrc::new(shape.log_id, resume.segment);
         let batch = Batch::new(crc, resume.offset, segment_bytes, resume.last_lsn.next(), 1, cache.buffer());
@@ -182,6 +218,7 @@ impl Inner {
             ready: VecDeque::new(),
             spares: resume.spares,
             freed: Vec::new(),
+            renamed: Vec::new(),
             next_segment: resume.next_segment,
             batch,
             sealed: VecDeque::new(),
@@ -194,7 +231,7 @@ impl Inner {
             waiters: Waiters::default(),
             stopped: None,
             closing: false,
-            disk_full: false,
+            unprepared: None,
             promised: 0,
             lazy: Vec::new(),
             mark_segment: resume.segment,
@@ -254,27 +291,33 @@ impl Inner {
         if urgency == Urgency::Entry && pending > 0 && pending + bytes > limit {
             return Err(WalError::Backlog { pending, limit });
         }
-        let (worst, starved) = (worst_bytes(bytes), self.is_starved());
-        let reserve = if starved && urgency == Urgency::Entry {
-            self.options.segment_bytes as usize / CONTROL_RESERVE_SHARE
-        } else {
-            0
+        let (worst, starved) = (worst_bytes(bytes), self.starved_by());
+        let reserve = match (starved, urgency) {
+            // What was taken would wait for a file that nobody knows when to expect.
+            (Some(cause), Urgency::Entry) if !self.current_has_file() => return Err(cause.clone()),
+            (Some(_), Urgency::Entry) => self.options.segment_bytes as usize / CONTROL_RESERVE_SHARE,
+            _ => 0,
         };
         if worst + reserve <= self.room() {
             Ok(())
-        } else if starved {
-            Err(disk_full(&self.shape))
-        } else if !self.ready.is_empty() || self.files.contains_key(&self.batch.segment()) {
+        } else if let Some(cause) = starved {
+            Err(cause.clone())
+        } else if !self.ready.is_empty() || self.current_has_file() {
             Ok(())
         } else {
             // The segment in use waits for its file, and a second one cannot.
-            Err(WalError::Backlog { pending, limit: self.room() })
+            Err(WalError::Backlog { pending, limit })
         }
     }
 
-    /// No segment follows the current one, and none can be made.
-    fn is_starved(&self) -> bool {
-        self.disk_full && self.ready.is_empty()
+    /// The segment in use is there, so that batches for it can be written.
+    pub fn current_has_file(&self) -> bool {
+        self.files.contains_key(&self.batch.segment())
+    }
+
+    /// Why no segment can be made, when none follows the current one.
+    fn starved_by(&self) -> Option<&WalError> {
+        self.unprepared.as_ref().filter(|_| self.ready.is_empty())
     }
 
     /// Promises room for entries of `bytes` in total; returns what to take off `promised` when they are appended or given up.
@@ -282,8 +325,10 @@ impl Inner {
         self.ensure_running()?;
         let worst = worst_bytes(bytes);
         let reserve = self.options.segment_bytes as usize / PROMISE_RESERVE_SHARE;
-        if self.is_starved() && self.promised + worst + reserve > self.room() {
-            return Err(disk_full(&self.shape));
+        if let Some(cause) = self.starved_by()
+            && (!self.current_has_file() || self.promised + worst + reserve > self.room())
+        {
+            return Err(cause.clone());
         }
         self.promised += worst;
         Ok(worst)
@@ -495,7 +540,7 @@ impl Inner {
         if self.stopped.is_some() {
             return Work::Stop;
         }
-        let ready = self.files.contains_key(&self.batch.segment());
+        let ready = self.current_has_file();
         let gathered = self.in_flight.is_empty() || self.batch.len() >= self.options.gather_bytes;
         if self.sealed.is_empty() && !self.batch.is_empty() && ready && gathered {
             self.push_lazy();
@@ -563,30 +608,10 @@ impl Inner {
     }
 
     /// The next mark: its slot's offset, what it says.
-    pub fn next_mark(&mut self) -> (u64, u64, Told, Seal) {
+    pub fn next_mark(&mut self) -> (u64, Told, Seal) {
         self.mark_sequence += 1;
         let told = Told { durable: self.durable, oldest: self.state.oldest_needed(self.durable) };
-        let table_complete = self.state.groups.len() <= SEAL_GROUPS_MAX;
-        let mut table: Vec<SealEntry> = self
-            .state
-            .groups
-            .iter()
-            .map(|(id, group)| SealEntry { group: *id, last: group.last, last_lsn: group.last_lsn, kinds: 0 })
-            .collect();
-        // Of more groups than fit, those that wrote last say most.
-        table.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.last_lsn));
-        table.truncate(SEAL_GROUPS_MAX);
-        table.sort_unstable_by_key(|entry| entry.group);
-        let seal = Seal {
-            durable_lsn: told.durable,
-            previous: self.previous,
-            oldest_segment: told.oldest,
-            mark_sequence: self.mark_sequence,
-            table_complete,
-            table,
-            ..Seal::default()
-        };
-        let slot = crate::scan::MARK_SLOTS[((self.mark_sequence + 1) % 2) as usize];
-        (slot as u64, self.mark_sequence, told, seal)
+        let seal = mark(&self.state, told, self.previous, self.mark_sequence);
+        (mark_slot(self.mark_sequence), told, seal)
     }
 }

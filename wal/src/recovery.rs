@@ -6,10 +6,11 @@
 //!                                                                       └─ clean, torn: sync ─► zero the cut ─► free later segments
 //! ```
 //!
-//! Nothing is written before the verdict. What was read is synced before it counts as durable: a process that died between a write and
-//! its flush leaves bytes that only the device's cache holds.
+//! Nothing is written before the verdict. What was read and nothing proves is made durable before it counts as such: a process that died
+//! between a write and its flush leaves bytes that only the device's cache holds, or, where writes are buffered, the page cache. And the
+//! proof of what stays is written before what lies behind it is cut.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,13 +25,14 @@ use crate::file::{
     FileName, LogShape, SegmentFile, adopt_spare, create_spare, free_segment, open_segment, parse_name, segment_name,
     sync_dir,
 };
-use crate::format::{RecordHeader, SegmentCrc, SegmentHeader, SegmentHeaderFault, is_part_of_magic};
-use crate::inner::{Resume, Spare, Told};
+use crate::format::{RecordHeader, SegmentCrc, SegmentHeader, SegmentHeaderFault, TrailerHash, is_part_of_magic};
+use crate::inner::{Resume, Spare, Told, mark, mark_slot};
 use crate::limits::{BLOCK_BYTES, DATA_OFFSET};
 use crate::options::WalOptions;
 use crate::scan::{BatchSink, Damage, DamageKind, GoodBatch, LogScan, MARK_SLOTS, MarkSlot, Verdict, read_mark};
 use crate::state::{LogState, ReplayFault};
 use crate::types::{LogId, LogNumber, Lsn, SegmentId};
+use crate::writer::mark_block;
 
 /// What opening a log found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,14 +110,35 @@ pub(crate) struct Listing {
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
     pub state: LogState,
-    /// Last LSN of each segment.
-    ends: Vec<(SegmentId, Lsn)>,
+    /// The latest batches, those that no trailer read so far proves: as many as were in flight at once, and a few.
+    unproven: VecDeque<Stretch>,
+}
+
+/// A batch where it lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stretch {
+    last_lsn: Lsn,
+    segment: SegmentId,
+    pub start: u64,
+    /// Behind its trailer.
+    pub end: u64,
+    crc: u32,
+    hash: TrailerHash,
+}
+
+impl Stretch {
+    /// Whether `bytes`, read from its place, are the batch.
+    pub fn holds(&self, crc: &SegmentCrc, bytes: &[u8]) -> bool {
+        let Some(trailer_at) = bytes.len().checked_sub(BLOCK_BYTES) else { return false };
+        let (records, trailer) = bytes.split_at(trailer_at);
+        bytes.len() as u64 == self.end - self.start
+            && crc.of(records) == self.crc
+            && TrailerHash::of_block(trailer) == self.hash
+    }
 }
 
 impl BatchSink for Replay {
-    fn segment(&mut self, segment: SegmentId) {
-        self.ends.push((segment, Lsn(0)));
-    }
+    fn segment(&mut self, _segment: SegmentId) {}
 
     fn batch(&mut self, batch: &GoodBatch<'_>) -> Result<(), Box<(RecordHeader, ReplayFault)>> {
         let segment = batch.trailer.segment;
@@ -125,7 +148,17 @@ impl BatchSink for Replay {
         for header in batch.records {
             self.state.replay(header, batch.bytes).map_err(|fault| Box::new((*header, fault)))?;
         }
-        self.ends.last_mut().expect("a segment was announced").1 = batch.trailer.lsn;
+        while self.unproven.front().is_some_and(|stretch| stretch.last_lsn <= batch.seal.durable_lsn) {
+            self.unproven.pop_front();
+        }
+        self.unproven.push_back(Stretch {
+            last_lsn: batch.trailer.lsn,
+            segment,
+            start: u64::from(batch.seal.batch_offset),
+            end: u64::from(batch.trailer.offset) + BLOCK_BYTES as u64,
+            crc: batch.seal.batch_crc,
+            hash: TrailerHash::of_block(&batch.bytes[batch.trailer.offset as usize..]),
+        });
         Ok(())
     }
 }
@@ -380,10 +413,18 @@ async fn resume(
         files.insert(id, open_segment(&shape, id).await?);
     }
     // What is below the oldest needed segment is free already.
-    let durable = scan.good_lsn;
     replay.state.forget_below(oldest);
     sync_unproven(&files, &replay, &scan).await?;
     let file = Rc::clone(&files[&current]);
+    let mut mark_sequence = read_mark_sequence(&file).await?;
+    let mut told = Told { durable: scan.proven, oldest };
+    if !scan.damages.is_empty() && scan.good_lsn > Lsn(0) {
+        // What is cut may hold the only proof of what stays.
+        mark_sequence += 1;
+        told.durable = scan.good_lsn;
+        let (slot, seal) = (mark_slot(mark_sequence), mark(&replay.state, told, scan.good_hash, mark_sequence));
+        file.write_durable(mark_block(&file, slot, told.durable, &seal), slot).await?;
+    }
     let torn = cut(&shape, &listing, &scan, &file).await?;
     let mut spares: Vec<_> = listing.spares.iter().map(|path| Spare { path: path.clone(), was: None }).collect();
     let unneeded: Vec<_> = listing.segments.keys().filter(|id| **id < oldest || **id > current).copied().collect();
@@ -398,7 +439,6 @@ async fn resume(
             _ => remove_all(&[spare.path]).await?,
         }
     }
-    let mark_sequence = read_mark_sequence(&file).await?;
     let report = RecoveryReport { torn, ..report(&shape, &scan, &replay.state, file.is_direct(), began) };
     let resume = Resume {
         state: replay.state,
@@ -407,9 +447,9 @@ async fn resume(
         next_segment: SegmentId(listing.highest.0 + 1),
         segment: current,
         offset: scan.good_end.offset as usize,
-        last_lsn: durable,
+        last_lsn: scan.good_lsn,
         previous: scan.good_hash,
-        told: Told { durable: scan.proven, oldest },
+        told,
         mark_sequence,
     };
     Ok((shape, resume, report))
@@ -421,10 +461,15 @@ async fn sync_unproven(
     replay: &Replay,
     scan: &LogScan,
 ) -> Result<(), WalError> {
-    for (segment, last) in &replay.ends {
-        if let Some(file) = files.get(segment).filter(|_| *last > scan.proven) {
-            file.sync().await?;
+    let mut to_sync = BTreeMap::new();
+    for batch in replay.unproven.iter().filter(|batch| batch.last_lsn > scan.proven) {
+        if let Some(file) = files.get(&batch.segment) {
+            file.write_again(batch).await?;
+            to_sync.insert(batch.segment, file);
         }
+    }
+    for file in to_sync.values() {
+        file.sync().await?;
     }
     Ok(())
 }

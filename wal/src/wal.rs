@@ -431,7 +431,8 @@ impl Wal {
         self.durable(self.last_lsn())
     }
 
-    /// Writes what waits and the final mark, then ends the log's tasks. Further calls fail with [`WalError::Closed`].
+    /// Writes what waits and the final mark, then ends the log's tasks. Further calls fail with [`WalError::Closed`]. When what waits needs
+    /// a segment that cannot be prepared, this fails with the reason, and what was not acknowledged is lost.
     pub async fn close(&self) -> Result<(), WalError> {
         {
             let mut inner = self.shared.inner.borrow_mut();
@@ -440,6 +441,7 @@ impl Wal {
             inner.closing = true;
         }
         self.shared.work.notify_one();
+        self.shared.prepare.notify_one();
         let flushed = self.flush().await;
         let marked = match flushed {
             Ok(()) => self.shared.write_mark().await,
@@ -473,7 +475,7 @@ impl Wal {
             groups: inner.state.groups.len(),
             live_entries: inner.state.live_entries,
             cache_bytes: inner.cache.bytes(),
-            disk_full: inner.disk_full,
+            disk_full: matches!(inner.unprepared, Some(WalError::DiskFull { .. })),
             pinned_by: inner.state.pinning_group(),
         }
     }

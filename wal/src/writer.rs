@@ -15,14 +15,22 @@ use gristmill_shardexec::{Class, JoinHandle, abort_on_panic_async, fs, spawn};
 
 use crate::batch::encode_seal_block;
 use crate::error::WalError;
-use crate::file::{adopt_spare, create_spare, free_segment, sync_dir};
-use crate::format::RecordKind;
+use crate::file::{SegmentFile, adopt_spare, create_spare, free_segment, sync_dir};
+use crate::format::{RecordKind, Seal};
 use crate::inner::{Inner, Spare, Work};
 use crate::limits::BLOCK_BYTES;
+use crate::types::Lsn;
 use crate::waiters::Released;
 
 /// Files without an id that are kept for recycling; more are deleted.
 const SPARES_MAX: usize = 4;
+
+/// The block of a mark at `offset`.
+pub(crate) fn mark_block(file: &SegmentFile, offset: u64, durable: Lsn, seal: &Seal) -> Arc<AlignedBuf> {
+    let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
+    encode_seal_block(&file.crc, RecordKind::Mark, offset as usize, durable, seal, &mut block);
+    Arc::new(block)
+}
 
 /// Told how long a batch write took.
 pub(crate) type WriteObserver = Rc<dyn Fn(Duration)>;
@@ -188,10 +196,9 @@ impl Shared {
             let Some(file) = inner.files.get(&inner.mark_segment).map(Rc::clone) else {
                 return Ok(());
             };
-            let (offset, _, told, seal) = inner.next_mark();
-            let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
-            encode_seal_block(&file.crc, RecordKind::Mark, offset as usize, told.durable, &seal, &mut block);
-            (file, Arc::new(block), offset, told)
+            let (offset, told, seal) = inner.next_mark();
+            let block = mark_block(&file, offset, told.durable, &seal);
+            (file, block, offset, told)
         };
         file.write_durable(block, offset).await.map_err(|failure| WalError::Failed(Box::new(failure)))?;
         self.inner.borrow_mut().mark_written(told);
@@ -207,12 +214,8 @@ impl Shared {
             match self.prepare_one().await {
                 Ok(true) => {}
                 Ok(false) => self.prepare.notified().await,
-                Err(WalError::DiskFull { .. }) => {
-                    let retry = {
-                        let mut inner = self.inner.borrow_mut();
-                        inner.disk_full = true;
-                        inner.options.disk_full_retry
-                    };
+                Err(error @ (WalError::DiskFull { .. } | WalError::Exhausted(_))) => {
+                    let Some(retry) = self.pause_for(error) else { return };
                     // A freed segment ends the pause early; whether it did makes no difference.
                     let _ = timeout(retry, self.prepare.notified()).await;
                 }
@@ -222,12 +225,31 @@ impl Shared {
         }
     }
 
+    /// Notes why no segment can be prepared; how long to wait before the next try. `None`: the log is being closed, and what waits would wait
+    /// for that segment.
+    fn pause_for(&self, error: WalError) -> Option<Duration> {
+        let (news, hopeless) = {
+            let inner = self.inner.borrow();
+            (inner.unprepared.is_none(), inner.closing && !inner.current_has_file())
+        };
+        if hopeless {
+            self.stop(error);
+            return None;
+        }
+        if news {
+            self.note(&error);
+        }
+        let mut inner = self.inner.borrow_mut();
+        inner.unprepared = Some(error);
+        Some(inner.options.disk_full_retry)
+    }
+
     /// Renames freed segments, then prepares one segment if one is wanted. True when it did.
     async fn prepare_one(&self) -> Result<bool, WalError> {
         self.collect_freed().await?;
         let (shape, id, spare) = {
             let mut inner = self.inner.borrow_mut();
-            let current_lacks_file = !inner.files.contains_key(&inner.batch.segment());
+            let current_lacks_file = !inner.current_has_file();
             if inner.ready.len() >= inner.options.segments_prewritten && !current_lacks_file {
                 return Ok(false);
             }
@@ -244,7 +266,7 @@ impl Shared {
         };
         let file = adopt_spare(&shape, &spare, id).await?;
         let mut inner = self.inner.borrow_mut();
-        inner.disk_full = false;
+        inner.unprepared = None;
         inner.next_segment.0 += 1;
         inner.counters.recycled += u64::from(recycled);
         if inner.batch.segment() == id {
@@ -257,18 +279,24 @@ impl Shared {
     }
 
     async fn collect_freed(&self) -> Result<(), WalError> {
-        let (shape, freed) = {
+        let shape = self.inner.borrow().shape.clone();
+        loop {
+            let Some(file) = self.inner.borrow().freed.last().map(Rc::clone) else { break };
+            let path = free_segment(&shape, file.segment).await?;
             let mut inner = self.inner.borrow_mut();
-            (inner.shape.clone(), std::mem::take(&mut inner.freed))
-        };
-        if freed.is_empty() {
+            inner.freed.retain(|other| other.segment != file.segment);
+            inner.renamed.push(Spare { path, was: Some(file) });
+        }
+        if self.inner.borrow().renamed.is_empty() {
             return Ok(());
         }
-        for file in freed {
-            let path = free_segment(&shape, file.segment).await?;
-            self.inner.borrow_mut().spares.push(Spare { path, was: Some(file) });
-        }
+        // Only then may a file get another id: the old name would come back over it.
         sync_dir(&shape.dir).await?;
+        {
+            let mut inner = self.inner.borrow_mut();
+            let renamed = std::mem::take(&mut inner.renamed);
+            inner.spares.extend(renamed);
+        }
         loop {
             let surplus = {
                 let mut inner = self.inner.borrow_mut();

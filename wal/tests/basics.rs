@@ -4,7 +4,7 @@
 mod support;
 
 use gristmill_shardexec::IoChoice;
-use gristmill_wal::{FencingToken, GroupId, Home, Incident, LogPosition, Vote, WalError, WalOptions};
+use gristmill_wal::{Direct, FencingToken, GroupId, Home, Incident, LogPosition, Vote, WalError, WalOptions};
 use std::cell::RefCell;
 use std::rc::Rc;
 use support::{Dir, append, append_with, entry, indexes, open, position, run_on};
@@ -24,6 +24,7 @@ on_every_driver!(
     more_groups_than_a_trailer_lists_share_a_log,
     a_run_of_checkpoints_that_fills_its_last_table_leaves_room_for_a_record,
     batch_writes_are_timed,
+    buffered_batches_are_written_one_after_the_other,
     incidents_are_told_once,
 );
 
@@ -282,8 +283,8 @@ fn more_groups_than_a_trailer_lists_share_a_log(io: IoChoice) {
 /// With 248 groups the run of checkpoints that opens a segment is two batches of 124 groups each. The record that had made the log move on
 /// to the segment then found the table of the second batch full, and an assertion ended the process.
 fn a_run_of_checkpoints_that_fills_its_last_table_leaves_room_for_a_record(io: IoChoice) {
-    let dir = Dir::disk();
     const GROUPS: u64 = 248;
+    let dir = Dir::disk();
     let entries = run_on(io, async {
         let wal = open(&dir).await;
         for group in 0..GROUPS {
@@ -304,6 +305,29 @@ fn a_run_of_checkpoints_that_fills_its_last_table_leaves_room_for_a_record(io: I
         assert_eq!(wal.groups().len() as u64, GROUPS);
         assert_eq!(indexes(&wal, GroupId(0)).await, (1..=entries).collect::<Vec<_>>());
     });
+}
+
+/// The kernel tells an error of writing back to one sync only: with two under way, the wrong one would have succeeded.
+fn buffered_batches_are_written_one_after_the_other(io: IoChoice) {
+    let dir = Dir::disk();
+    let most_at_once = |direct| {
+        run_on(io, async {
+            let options = WalOptions { direct, gather_bytes: 0, ..WalOptions::small() };
+            let (wal, _) = support::open_with(&dir, options).await.expect("opens");
+            let mut most = 0;
+            let first = wal.group(G).and_then(|group| group.last).map_or(1, |last| last.index + 1);
+            for index in first..first + 40 {
+                append(&wal, G, 1, index..=index);
+                for _ in 0..3 {
+                    gristmill_shardexec::yield_now().await;
+                    most = most.max(wal.stats().writes_in_flight);
+                }
+            }
+            wal.close().await.expect("closed");
+            most
+        })
+    };
+    assert_eq!(most_at_once(Direct::Off), 1);
 }
 
 fn batch_writes_are_timed(io: IoChoice) {

@@ -279,6 +279,44 @@ fn a_dropped_batch_never_comes_back() {
     });
 }
 
+/// The only proof that the first batch was acknowledged stood in the trailer of a batch behind a torn one. Opening the log cut both, and
+/// wrote no proof of its own: when the first batch rotted later, that passed for another torn tail, and it was gone without a word.
+#[test]
+fn the_cut_of_a_torn_tail_keeps_the_proof_of_what_stays() {
+    let dir = Dir::disk();
+    let options = WalOptions { mark_delay: Duration::from_millis(500), gather_bytes: 0, ..WalOptions::small() };
+    run(async {
+        let (wal, _) = open_path(&dir.log(), options.clone()).await.expect("opens");
+        wal.durable(append(&wal, G, 1, 1..=2)).await.expect("durable");
+        // Two more at once: neither proves the other.
+        append(&wal, G, 1, 3..=4);
+        while wal.stats().writes_in_flight == 0 {
+            yield_now().await;
+        }
+        append(&wal, G, 1, 5..=6);
+        wal.flush().await.expect("durable");
+    });
+    let path = only_segment(&dir.log());
+    let mut bytes = std::fs::read(&path).expect("read");
+    let ends = trailers(crc_of(&bytes), &bytes);
+    assert_eq!(ends.len(), 3, "a batch for each append");
+    bytes[ends[0] + BLOCK_BYTES..ends[1] + BLOCK_BYTES].fill(0);
+    let judged = scan(crc_of(&bytes), &bytes);
+    assert_eq!((judged.verdict(), judged.proven, judged.good_lsn), (Verdict::Torn, Lsn(2), Lsn(2)));
+    std::fs::write(&path, &bytes).expect("written");
+    run(async {
+        let (wal, report) = open_path(&dir.log(), options.clone()).await.expect("opens");
+        assert!(report.torn.is_some());
+        assert_eq!(indexes(&wal, G).await, [1, 2]);
+        wal.close().await.expect("closed");
+    });
+    let mut bytes = std::fs::read(&path).expect("read");
+    bytes[DATA_OFFSET + 8] ^= 1;
+    std::fs::write(&path, &bytes).expect("written");
+    let refused = run(open_path(&dir.log(), options)).err();
+    assert!(matches!(refused, Some(WalError::Corrupt { .. })), "{refused:?}");
+}
+
 /// W-14: what is not ours is refused, named and left alone.
 #[test]
 fn foreign_files_are_refused_and_left_alone() {

@@ -8,6 +8,7 @@
 mod support;
 
 use std::cell::RefCell;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use gristmill_shardexec::IoChoice;
 use gristmill_shardexec::time::{sleep, timeout};
 use gristmill_wal::limits::{BLOCK_BYTES, DATA_OFFSET};
-use gristmill_wal::{GroupId, IoFailure, Lsn, Vote, Wal, WalError, WalOptions};
+use gristmill_wal::{GroupId, Incident, IoFailure, Lsn, Vote, Wal, WalError, WalOptions};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Dir, append, append_with, in_child, indexes, open_with, position, run_on, try_append};
 
@@ -32,6 +33,8 @@ on_every_driver!(
     a_refused_write_is_the_last_one,
     the_first_error_ends_all_writes_in_flight,
     a_segment_that_cannot_be_prepared_stops_the_log,
+    a_log_that_lacks_file_handles_waits_for_them,
+    what_waits_for_a_file_that_cannot_be_made_is_told_so,
 );
 
 /// Name of the test that a function has become.
@@ -53,6 +56,24 @@ impl FileLimit {
 impl Drop for FileLimit {
     fn drop(&mut self) {
         setrlimit(Resource::Fsize, self.0).expect("the upper limit has not changed");
+    }
+}
+
+/// Until this is dropped, this process can open no file.
+struct HandleLimit(Rlimit);
+
+impl HandleLimit {
+    fn new() -> HandleLimit {
+        let before = getrlimit(Resource::Nofile);
+        let lowest_free = std::fs::File::open("/dev/null").expect("opened").as_raw_fd() as u64;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(lowest_free), ..before }).expect("lowering is allowed");
+        HandleLimit(before)
+    }
+}
+
+impl Drop for HandleLimit {
+    fn drop(&mut self) {
+        setrlimit(Resource::Nofile, self.0).expect("the upper limit has not changed");
     }
 }
 
@@ -227,6 +248,89 @@ fn a_segment_that_cannot_be_prepared_stops_the_log(io: IoChoice) {
             });
             let spares = std::fs::read_dir(dir.log()).expect("listed").count();
             assert_eq!(spares, 1, "what could not be made is not left lying about");
+        }
+    });
+}
+
+/// Connections had taken all file handles of the process when the log wanted its next segment: that ended the log for good, and the node
+/// with it, although a moment later there were handles again.
+fn a_log_that_lacks_file_handles_waits_for_them(io: IoChoice) {
+    in_child(&test_name(io, "a_log_that_lacks_file_handles_waits_for_them"), || {
+        for dir in Dir::both() {
+            let next = run_on(io, async {
+                let wal = ready_log(&dir, 2).await;
+                let limit = HandleLimit::new();
+                let mut next = 1;
+                let error = loop {
+                    match try_append(&wal, G, 1, 1, next..=next + 99) {
+                        Ok(lsn) => wal.durable(lsn).await.expect("what is accepted is written"),
+                        Err(error) => break error,
+                    }
+                    next += 100;
+                    assert!(next < 100_000, "the limit stopped nothing");
+                };
+                assert!(matches!(error, WalError::Exhausted(_)) && error.is_retriable(), "{error}");
+                assert!(error.to_string().contains("open files"), "{error}");
+                assert_eq!(wal.next_incident().await, Some(Incident::Unprepared { reason: error.to_string() }));
+                assert!(!wal.stats().disk_full);
+                assert!(wal.promise(100 << 10).is_err());
+                assert_eq!(indexes(&wal, G).await, (1..next).collect::<Vec<_>>());
+                drop(limit);
+                timeout(Duration::from_mins(1), async {
+                    while wal.admit(100 << 10).is_err() {
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                })
+                .await
+                .expect("the log resumes by itself");
+                append(&wal, G, 1, next..=next + 999);
+                wal.close().await.expect("closed");
+                next + 1000
+            });
+            run_on(io, async {
+                let (wal, _) = open_with(&dir, options(2)).await.expect("the log opens");
+                assert_eq!(indexes(&wal, G).await, (1..next).collect::<Vec<_>>());
+            });
+        }
+    });
+}
+
+/// The log had moved on to a segment whose file could not be made: it went on accepting entries that waited for that file, and closing it
+/// never came to an end.
+fn what_waits_for_a_file_that_cannot_be_made_is_told_so(io: IoChoice) {
+    in_child(&test_name(io, "what_waits_for_a_file_that_cannot_be_made_is_told_so"), || {
+        for dir in Dir::both() {
+            let next = run_on(io, async {
+                let (wal, _) = open_with(&dir, options(1)).await.expect("the log opens");
+                let mut next = 1;
+                while wal.stats().batch_bytes + (DATA_OFFSET as u64) + (64 << 10) < options(1).segment_bytes {
+                    wal.durable(append(&wal, G, 1, next..=next + 99)).await.expect("durable");
+                    next += 100;
+                }
+                assert_eq!(wal.stats().rotations, 0);
+                wal.close().await.expect("closed");
+                next
+            });
+            run_on(io, async {
+                let (wal, _) = open_with(&dir, options(1)).await.expect("the log opens");
+                // Before the task that prepares has had a turn.
+                let _limit = HandleLimit::new();
+                let accepted = append(&wal, G, 1, next..=next + 399);
+                assert_eq!((wal.stats().rotations, wal.stats().segments_ready), (1, 0));
+                let Some(Incident::Unprepared { reason }) = wal.next_incident().await else { panic!("an incident") };
+                let error = try_append(&wal, G, 1, 1, next + 400..=next + 400)
+                    .expect_err("it would wait for nobody knows what");
+                assert!(matches!(error, WalError::Exhausted(_)) && error.to_string() == reason, "{error}");
+                assert!(wal.promise(1).is_err() && wal.admit(1).is_err());
+                let closed = timeout(Duration::from_mins(1), wal.close()).await.expect("it comes to an end");
+                assert!(matches!(closed, Err(WalError::Exhausted(_))), "{closed:?}");
+                assert_eq!(wal.durable(accepted).await, closed);
+            });
+            run_on(io, async {
+                let (wal, _) = open_with(&dir, options(1)).await.expect("the log opens");
+                let found = indexes(&wal, G).await;
+                assert!((next - 1..next + 399).contains(&(found.len() as u64)), "{}", found.len());
+            });
         }
     });
 }

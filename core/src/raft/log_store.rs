@@ -173,7 +173,7 @@ impl WalLog {
             match self.0.wal.admit(bytes) {
                 Ok(()) => return Ok(()),
                 Err(WalError::Backlog { .. }) => self.0.wal.flush().await.map_err(io::Error::other)?,
-                Err(WalError::DiskFull { .. }) if !self.0.stopping.get() => {
+                Err(WalError::DiskFull { .. } | WalError::Exhausted(_)) if !self.0.stopping.get() => {
                     shardexec::time::sleep(DISK_FULL_PAUSE).await;
                 }
                 Err(error) => return Err(io::Error::other(error)),

@@ -161,10 +161,15 @@ pub fn append_with(
 
 /// Indexes of all live entries; checks that each holds what tests append there.
 pub async fn indexes(wal: &Wal, group: GroupId) -> Vec<u64> {
+    try_indexes(wal, group).await.expect("readable")
+}
+
+/// As [`indexes`], of a log that may have stopped.
+pub async fn try_indexes(wal: &Wal, group: GroupId) -> Result<Vec<u64>, WalError> {
     let (mut next, mut found) = (0, Vec::new());
     loop {
-        let entries = wal.read(group, next..u64::MAX, 16 << 10).await.expect("readable");
-        let Some(last) = entries.last() else { return found };
+        let entries = wal.read(group, next..u64::MAX, 16 << 10).await?;
+        let Some(last) = entries.last() else { return Ok(found) };
         next = last.position.index + 1;
         for stored in &entries {
             let (token, kind, payload) = entry(stored.position.term, stored.position.index);
