@@ -243,7 +243,12 @@ impl Inner {
         };
         inner.state.measure_checkpoints();
         if inner.state.current_mut().opened_by.is_none() {
-            inner.write_opening_run();
+            if inner.opening_run_bytes_max() <= inner.room() {
+                inner.write_opening_run();
+            } else {
+                // One crash after the other has filled the segment with runs of which none is complete.
+                inner.rotate();
+            }
         }
         inner
     }
@@ -504,6 +509,13 @@ impl Inner {
         self.batch = Batch::new(crc, DATA_OFFSET, segment_bytes, next_lsn, self.batch_number, buffer);
         self.state.open_segment(id);
         self.write_opening_run();
+    }
+
+    /// What a run of checkpoints may take, filler and trailers included: a batch ends when it is large, or when its table is full.
+    fn opening_run_bytes_max(&self) -> usize {
+        let bytes = self.state.checkpoint_bytes;
+        let batches = bytes / BATCH_BYTES_TARGET + self.state.groups.len() / SEAL_GROUPS_MAX + 2;
+        bytes + batches * 2 * BLOCK_BYTES
     }
 
     /// Writes the run of checkpoints that lets the current segment stand alone.

@@ -83,11 +83,13 @@ impl LogState {
     pub fn oldest_needed(&self, durable: Lsn) -> SegmentId {
         let mut oldest = self.segments.front().expect("a log has a current segment").segment;
         for (life, successor) in self.segments.iter().zip(self.segments.iter().skip(1)) {
-            let opened = successor.opened_by.is_some_and(|lsn| lsn <= durable);
-            if life.live > 0 || life.freed_by > durable || !opened {
+            if life.live > 0 || life.freed_by > durable {
                 break;
             }
-            oldest = successor.segment;
+            // One whose run crashes have left incomplete cannot take over, the one after it can.
+            if successor.opened_by.is_some_and(|lsn| lsn <= durable) {
+                oldest = successor.segment;
+            }
         }
         oldest
     }

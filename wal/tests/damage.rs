@@ -317,6 +317,77 @@ fn the_cut_of_a_torn_tail_keeps_the_proof_of_what_stays() {
     assert!(matches!(refused, Some(WalError::Corrupt { .. })), "{refused:?}");
 }
 
+/// Crashes, one after the other, each within the run of checkpoints that opens a segment: each left its incomplete run there, until the next
+/// one had no room, and from then on an assertion ended every try to open the log.
+#[test]
+fn crashes_within_the_opening_run_do_not_fill_the_segment() {
+    let dir = Dir::disk();
+    let options = WalOptions { mark_delay: Duration::from_secs(2), ..WalOptions::small() };
+    let groups = 260;
+    run(async {
+        let wal = open(&dir).await;
+        for group in 0..groups {
+            append(&wal, GroupId(group), 1, 1..=1);
+        }
+        let mut next = 2;
+        while wal.stats().rotations == 0 {
+            wal.durable(append(&wal, GroupId(0), 1, next..=next + 9)).await.expect("durable");
+            next += 10;
+        }
+    });
+    let mut entries = Vec::new();
+    for crash in 0..12 {
+        // The last batch that is there: the end of a run, or what had made the log begin the segment.
+        let (path, mut bytes, ends) = last_used_segment(&dir.log());
+        let last = ends[ends.len() - 1];
+        let crc = crc_of(&bytes);
+        let run_ends = scan(crc, &bytes).damages_total == 0 && ends.len() > 2;
+        assert!(run_ends, "crash {crash}: a run of several batches, {} in {}", ends.len(), path.display());
+        let from = if crash == 0 { ends[1] + BLOCK_BYTES } else { ends[ends.len() - 2] + BLOCK_BYTES };
+        bytes[from..last + BLOCK_BYTES].fill(0);
+        MARK_SLOTS.iter().for_each(|slot| bytes[*slot..slot + BLOCK_BYTES].fill(0));
+        std::fs::write(&path, &bytes).expect("written");
+        entries = run(async {
+            let (wal, _) = open_path(&dir.log(), options.clone()).await.expect("opens");
+            wal.flush().await.expect("durable");
+            indexes(&wal, GroupId(0)).await
+        });
+        assert!(!entries.is_empty());
+    }
+    run(async {
+        let (wal, _) = open_path(&dir.log(), WalOptions::small()).await.expect("opens");
+        assert_eq!(wal.groups().len() as u64, groups);
+        assert_eq!(indexes(&wal, GroupId(0)).await, entries);
+        // What the crashes left keeps no segment once the entries are gone.
+        for group in 0..groups {
+            let last = wal.group(GroupId(group)).and_then(|group| group.last).expect("entries");
+            drop(wal.purge(GroupId(group), last));
+        }
+        wal.flush().await.expect("durable");
+        let mut next = entries.len() as u64 + 1;
+        while wal.stats().rotations < 3 {
+            wal.durable(append(&wal, GroupId(0), 1, next..=next + 99)).await.expect("durable");
+            wal.purge(GroupId(0), position(1, next + 99)).await.expect("purged");
+            next += 100;
+        }
+        assert!(wal.stats().segments <= 3, "{:?}", wal.stats());
+        wal.close().await.expect("closed");
+    });
+}
+
+/// The segment with the highest id that holds a batch, and where its trailers are.
+fn last_used_segment(log: &Path) -> (PathBuf, Vec<u8>, Vec<usize>) {
+    let paths = std::fs::read_dir(log).expect("listed").map(|entry| entry.expect("entry").path());
+    let mut paths: Vec<_> = paths.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect();
+    paths.sort();
+    let used = paths.into_iter().rev().find_map(|path| {
+        let bytes = std::fs::read(&path).expect("read");
+        let ends = trailers(crc_of(&bytes), &bytes);
+        (!ends.is_empty()).then_some((path, bytes, ends))
+    });
+    used.expect("a log has batches")
+}
+
 /// W-14: what is not ours is refused, named and left alone.
 #[test]
 fn foreign_files_are_refused_and_left_alone() {
