@@ -2,7 +2,8 @@
 
 use super::args::{WalCommand, WalDirArgs};
 use super::{ExitStatus, Failure, Outcome, show};
-use crate::shard::data_dir::read_superblock;
+use crate::shard::data_dir::{missing_logs, read_superblock};
+use crate::shard::superblock::Superblock;
 use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice};
 use gristmill_wal::WalError;
 use gristmill_wal::format::{RecordHeader, RecordKind};
@@ -10,7 +11,7 @@ use gristmill_wal::inspect::{
     DumpItem, FindingClass, GroupSummary, LogFiles, LogSummary, Verification, dump, find_logs, inspect, verify,
 };
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub(super) fn run(command: &WalCommand) -> Outcome {
     let config = ExecutorConfig { io: IoChoice::Posix, ..ExecutorConfig::default() };
@@ -28,25 +29,47 @@ fn broken(error: &dyn std::fmt::Display) -> Failure {
     Failure::new(ExitStatus::Broken, error.to_string())
 }
 
-async fn logs(directory: &Path) -> Result<Vec<LogFiles>, Failure> {
-    let found = find_logs(directory).await.map_err(|error: WalError| broken(&error))?;
-    if found.is_empty() {
+/// What a directory holds, and what it should.
+struct Found {
+    superblock: Option<Superblock>,
+    logs: Vec<LogFiles>,
+    /// Directories of logs that the superblock tells of and that hold no segment.
+    missing: Vec<PathBuf>,
+}
+
+async fn find(directory: &Path) -> Result<Found, Failure> {
+    let mut logs = find_logs(directory).await.map_err(|error: WalError| broken(&error))?;
+    let superblock = read_superblock(directory).await.map_err(|error| broken(&error))?;
+    let missing = match &superblock {
+        Some(superblock) => missing_logs(directory, superblock).await.map_err(|error| broken(&error))?,
+        None => Vec::new(),
+    };
+    logs.retain(|files| !missing.contains(&files.path));
+    if logs.is_empty() && missing.is_empty() {
         let message = format!("{} holds no log; name a data directory or a log-NNN directory", directory.display());
         return Err(Failure::new(ExitStatus::Broken, message));
     }
-    Ok(found)
+    Ok(Found { superblock, logs, missing })
+}
+
+impl Found {
+    fn print_missing(&self) {
+        for path in &self.missing {
+            show::line(&format!("{}: missing, or without a segment; restore it from a backup", path.display()));
+        }
+    }
 }
 
 async fn inspect_all(args: &WalDirArgs) -> Outcome {
-    let superblock = read_superblock(&args.directory).await.map_err(|error| broken(&error))?;
+    let found = find(&args.directory).await?;
     let mut summaries = Vec::new();
-    for files in logs(&args.directory).await? {
-        summaries.push(inspect(&files).await.map_err(|error| broken(&error))?);
+    for files in &found.logs {
+        summaries.push(inspect(files).await.map_err(|error| broken(&error))?);
     }
-    let shards = superblock.map(|superblock| superblock.shards);
+    let shards = found.superblock.map(|superblock| superblock.shards);
     if args.json {
         let logs: Vec<Value> = summaries.iter().map(summary_json).collect();
-        show::line(&json!({ "shards": shards, "logs": logs }).to_string());
+        show::line(&json!({ "shards": shards, "logs": logs, "missing_logs": found.missing }).to_string());
     } else {
         if let Some(shards) = shards {
             show::line(&format!("{}: {shards} shards in {} logs", args.directory.display(), summaries.len()));
@@ -54,8 +77,9 @@ async fn inspect_all(args: &WalDirArgs) -> Outcome {
         for summary in &summaries {
             show::print(summary_text(summary).as_bytes());
         }
+        found.print_missing();
     }
-    Ok(ExitStatus::Done)
+    Ok(if found.missing.is_empty() { ExitStatus::Done } else { ExitStatus::Broken })
 }
 
 fn summary_json(summary: &LogSummary) -> Value {
@@ -141,7 +165,7 @@ fn summary_text(summary: &LogSummary) -> String {
 }
 
 async fn dump_all(args: &WalDirArgs) -> Outcome {
-    for files in logs(&args.directory).await? {
+    for files in find(&args.directory).await?.logs {
         let json = args.json;
         dump(&files, |path, item| show::line(&dump_line(path, &item, json))).await.map_err(|error| broken(&error))?;
     }
@@ -195,18 +219,20 @@ fn kind_name(kind: RecordKind) -> &'static str {
 
 async fn verify_all(args: &WalDirArgs) -> Outcome {
     let mut results = Vec::new();
-    for files in logs(&args.directory).await? {
-        results.push(verify(&files).await.map_err(|error| broken(&error))?);
+    let found = find(&args.directory).await?;
+    for files in &found.logs {
+        results.push(verify(files).await.map_err(|error| broken(&error))?);
     }
     if args.json {
         let logs: Vec<Value> = results.iter().map(verification_json).collect();
-        show::line(&json!({ "logs": logs }).to_string());
+        show::line(&json!({ "logs": logs, "missing_logs": found.missing }).to_string());
     } else {
         for result in &results {
             print_verification(result);
         }
+        found.print_missing();
     }
-    let clean = results.iter().all(Verification::is_clean);
+    let clean = found.missing.is_empty() && results.iter().all(Verification::is_clean);
     Ok(if clean { ExitStatus::Done } else { ExitStatus::Broken })
 }
 

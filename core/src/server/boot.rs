@@ -113,6 +113,14 @@ pub enum BootError {
     Stopped,
 }
 
+/// Why a log cannot be opened or created.
+fn of_log(log: String, source: WalError) -> BootError {
+    match source {
+        WalError::DiskFull { dir: directory, segment_bytes } => BootError::DiskFull { log, directory, segment_bytes },
+        source => BootError::Wal { log, source },
+    }
+}
+
 fn listen_hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::AddrInUse => "; another process has the port, give another one with --listen",
@@ -225,7 +233,11 @@ impl Boot {
             shards_default: u32::from(self.cores),
             logs: self.cores.min(LOGS_MAX),
         };
-        let directory = DataDir::open(&self.config.data_dir, options).await?;
+        let directory = DataDir::open(&self.config.data_dir, options, &self.config.wal).await;
+        let directory = directory.map_err(|error| match error {
+            DataDirError::Log { log, source } => of_log(log, source),
+            error => error.into(),
+        })?;
         if self.config.listen.port() != 0 {
             // Sharing a port between our cores would also share it with another server: make sure that there is none.
             drop(bind(self.config.listen, false).await?);
@@ -330,16 +342,14 @@ impl Boot {
         let mut logs = Vec::new();
         for log in placement.logs_of(self.core) {
             let directory: PathBuf = self.config.data_dir.join(log_dir_name(log));
-            let failed = |source| match source {
-                WalError::DiskFull { dir: directory, segment_bytes } => {
-                    BootError::DiskFull { log: log_dir_name(log), directory, segment_bytes }
-                }
-                source => BootError::Wal { log: log_dir_name(log), source },
-            };
             let mut progress = tell_progress(log);
             let opening = Wal::open_with_progress(&directory, log, self.config.wal.clone(), &mut progress);
             let Either::Left((opened, _)) = select(pin!(opening), pin!(core.stop_asked())).await else { break };
-            let (wal, report) = opened.map_err(failed)?;
+            let (wal, report) = opened.map_err(|source| of_log(log_dir_name(log), source))?;
+            if report.created {
+                // It was there when the data directory was opened.
+                return Err(DataDirError::LogMissing { path: directory }.into());
+            }
             core.log_opened(log, &wal, &report);
             for id in placement.shards_in(log) {
                 let shard = core.shards().find(|shard| shard.id() == id).expect("built for this placement");

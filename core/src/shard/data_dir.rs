@@ -6,18 +6,24 @@
 //!   DIR/log-000/    one log, its segments
 //! ```
 //!
-//! Creation order: lock, logs' directories, superblock last. A directory without a superblock is empty or half created;
-//! anything else in it means that it belongs to somebody else, and nothing is written.
+//! Creation order: lock, the logs with a first segment each, superblock last. So a directory without a superblock is empty
+//! or half created, and its logs hold nothing: they are made anew. Anything else in it means that it belongs to somebody
+//! else, or has lost its superblock, and nothing is written. With a superblock every log is there: one that is missing or
+//! empty has lost what was acknowledged, and is never made anew.
 
 use super::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_FILE, Superblock, SuperblockError};
 use gristmill_rpc::limits::RING_VNODES_DEFAULT;
 use gristmill_shardexec::fs::{self, File, OpenOptions};
 use gristmill_shardexec::random::fill_random;
 use gristmill_shardexec::time::WallClock;
-use gristmill_wal::LogNumber;
+use gristmill_wal::inspect::{find_logs, inspect};
+use gristmill_wal::{LogNumber, Wal, WalError, WalOptions};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// How the names of the logs' directories begin.
+const LOG_DIR_PREFIX: &str = "log-";
 /// Name of the lock file.
 pub const LOCK_FILE: &str = "LOCK";
 
@@ -83,6 +89,34 @@ pub enum DataDirError {
         /// What is wrong with it.
         source: SuperblockError,
     },
+    /// Logs with records, and no superblock.
+    #[error(
+        "data directory {path} has no superblock, but {log} holds records; restore the superblock from a backup, or give \
+         another --data-dir (nothing was changed)"
+    )]
+    SuperblockMissing {
+        /// The directory.
+        path: PathBuf,
+        /// The log's directory.
+        log: PathBuf,
+    },
+    /// A superblock, and not all the logs that it tells of.
+    #[error(
+        "log directory {path} is missing or holds no segment, and the store had one: what was acknowledged there is gone. \
+         Restore it from a backup, or give another --data-dir (nothing was changed)"
+    )]
+    LogMissing {
+        /// The log's directory.
+        path: PathBuf,
+    },
+    /// A log cannot be created, or looked at.
+    #[error("log {log}: {source}")]
+    Log {
+        /// Its directory's name.
+        log: String,
+        /// What the log said.
+        source: WalError,
+    },
     /// The number of shards cannot change.
     #[error(
         "data directory {path} was created with {found} shards and cannot be opened with {asked}; \
@@ -110,13 +144,13 @@ fn hint(source: &io::Error) -> &'static str {
 }
 
 impl DataDir {
-    /// Opens a data directory, creating it where there is none.
-    pub async fn open(path: &Path, options: DataDirOptions) -> Result<DataDir, DataDirError> {
+    /// Opens a data directory, creating it where there is none; its logs are then created with `wal`.
+    pub async fn open(path: &Path, options: DataDirOptions, wal: &WalOptions) -> Result<DataDir, DataDirError> {
         let io_error = |action, path: &Path| {
             let path = path.to_path_buf();
             move |source| DataDirError::Io { action, path, source }
         };
-        fs::create_dir_all(path).await.map_err(io_error("create the data directory", path))?;
+        create_dirs(path).await.map_err(io_error("create the data directory", path))?;
         refuse_foreign(path).await?;
         let lock_path = path.join(LOCK_FILE);
         let lock = OpenOptions::new()
@@ -130,8 +164,14 @@ impl DataDir {
             return Err(DataDirError::Locked { path: path.to_path_buf() });
         }
         let superblock = match read_superblock(path).await? {
-            Some(superblock) => check_shards(path, superblock, options.shards)?,
-            None => create(path, options).await.map_err(io_error("create the store in", path))?,
+            Some(superblock) => {
+                let superblock = check_shards(path, superblock, options.shards)?;
+                match missing_logs(path, &superblock).await?.into_iter().next() {
+                    Some(path) => return Err(DataDirError::LogMissing { path }),
+                    None => superblock,
+                }
+            }
+            None => create(path, options, wal).await?,
         };
         Ok(DataDir { path: path.to_path_buf(), superblock, _lock: lock })
     }
@@ -154,7 +194,24 @@ impl DataDir {
 
 /// Name of a log's directory.
 pub fn log_dir_name(log: LogNumber) -> String {
-    format!("log-{:03}", log.0)
+    format!("{LOG_DIR_PREFIX}{:03}", log.0)
+}
+
+/// The logs that a store had when it was created and that hold no segment now.
+pub async fn missing_logs(path: &Path, superblock: &Superblock) -> Result<Vec<PathBuf>, DataDirError> {
+    let mut missing: BTreeSet<PathBuf> =
+        (0..superblock.logs).map(|log| path.join(log_dir_name(LogNumber(log)))).collect();
+    for files in find_logs(path).await.map_err(|source| log_error(path, source))? {
+        if !files.segments.is_empty() {
+            missing.remove(&files.path);
+        }
+    }
+    Ok(missing.into_iter().collect())
+}
+
+fn log_error(path: &Path, source: WalError) -> DataDirError {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    DataDirError::Log { log: name.to_string_lossy().into_owned(), source }
 }
 
 /// Reads a superblock without taking the lock, for inspection. `None` where there is none.
@@ -184,7 +241,10 @@ async fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
     if names.iter().any(|name| name == SUPERBLOCK_FILE) {
         return Ok(());
     }
-    let ours = |name: &String| name == LOCK_FILE || *name == format!("{SUPERBLOCK_FILE}.tmp") || name == "lost+found";
+    let log = |name: &str| name.strip_prefix(LOG_DIR_PREFIX).is_some_and(|number| number.parse::<u16>().is_ok());
+    let ours = |name: &String| {
+        name == LOCK_FILE || *name == format!("{SUPERBLOCK_FILE}.tmp") || name == "lost+found" || log(name)
+    };
     match names.into_iter().find(|name| !ours(name)) {
         Some(found) => Err(DataDirError::Foreign { path: path.to_path_buf(), found }),
         None => Ok(()),
@@ -200,8 +260,56 @@ fn check_shards(path: &Path, superblock: Superblock, asked: Option<u32>) -> Resu
     }
 }
 
-/// Writes the superblock of a new store. The logs create their directories when they open.
-async fn create(path: &Path, options: DataDirOptions) -> io::Result<Superblock> {
+/// Creates a directory and those above it that are missing; their names are durable then.
+async fn create_dirs(path: &Path) -> io::Result<()> {
+    let mut missing = Vec::new();
+    for dir in path.ancestors().filter(|dir| !dir.as_os_str().is_empty()) {
+        match fs::metadata(dir).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(dir),
+            _ => break,
+        }
+    }
+    fs::create_dir_all(path).await?;
+    for dir in missing.into_iter().rev() {
+        fs::sync_dir(parent_of(dir)).await?;
+    }
+    Ok(())
+}
+
+/// The directory that a path's last name stands in.
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Removes what an earlier creation left that did not get to its superblock: logs without a record.
+async fn remove_unfinished(path: &Path) -> Result<(), DataDirError> {
+    let logs = find_logs(path).await.map_err(|source| log_error(path, source))?;
+    for files in &logs {
+        if let Some(found) = files.strangers.first() {
+            return Err(DataDirError::Foreign { path: path.to_path_buf(), found: found.display().to_string() });
+        }
+        if !files.segments.is_empty() {
+            let summary = inspect(files).await.map_err(|source| log_error(&files.path, source))?;
+            if !summary.groups.is_empty() || summary.last_lsn.0 > 0 || summary.proven_lsn.0 > 0 {
+                let log = files.path.clone();
+                return Err(DataDirError::SuperblockMissing { path: path.to_path_buf(), log });
+            }
+        }
+    }
+    for files in &logs {
+        let failed =
+            |source| DataDirError::Io { action: "remove the unfinished log", path: files.path.clone(), source };
+        for file in files.segments.values().chain(&files.spares) {
+            fs::remove_file(file).await.map_err(failed)?;
+        }
+        fs::remove_dir(&files.path).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Creates a store in a directory without a superblock: its logs, then the superblock, which makes it one.
+async fn create(path: &Path, options: DataDirOptions, wal: &WalOptions) -> Result<Superblock, DataDirError> {
+    remove_unfinished(path).await?;
     let shards = options.shards.unwrap_or(options.shards_default);
     let logs = options.logs.min(u16::try_from(shards).unwrap_or(u16::MAX));
     let mut store = [0; 16];
@@ -210,9 +318,27 @@ async fn create(path: &Path, options: DataDirOptions) -> io::Result<Superblock> 
         Superblock { store, shards, logs, ring_vnodes: RING_VNODES_DEFAULT, created_ns: WallClock::now().0 };
     let bytes = superblock.encode();
     assert_eq!(Superblock::decode(&bytes), Ok(superblock), "what is created can be opened");
-    fs::write_atomic(path.join(SUPERBLOCK_FILE), &bytes).await?;
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::sync_dir(parent).await?;
+    for log in (0..logs).map(LogNumber) {
+        let directory = path.join(log_dir_name(log));
+        let failed = |source| log_error(&directory, source);
+        let (created, _) = Wal::open(&directory, log, wal.clone()).await.map_err(failed)?;
+        created.close().await.map_err(failed)?;
     }
+    let failed = |source| DataDirError::Io { action: "create the store in", path: path.to_path_buf(), source };
+    fs::write_atomic(path.join(SUPERBLOCK_FILE), &bytes).await.map_err(failed)?;
+    // Of a directory that was there before, and may be new all the same: an earlier creation ended before this.
+    fs::sync_dir(parent_of(path)).await.map_err(failed)?;
     Ok(superblock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_of_a_relative_name_is_where_we_are() {
+        for (path, parent) in [("data", "."), ("./data", "."), ("a/data", "a"), ("/data", "/")] {
+            assert_eq!(parent_of(Path::new(path)), Path::new(parent), "{path}");
+        }
+    }
 }

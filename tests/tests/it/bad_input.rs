@@ -6,7 +6,9 @@ use gristmill_rpc::error::ErrorCode;
 use gristmill_rpc::frame::{FrameHeader, MessageType};
 use gristmill_rpc::ids::GrainId;
 use gristmill_rpc::schema::{Grain, Hello, Operation, RecallRequest};
-use gristmill_tests::{Server, run, scratch, stderr};
+use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice};
+use gristmill_tests::{Server, run, scratch, stderr, stdout};
+use gristmill_wal::{LogNumber, Wal, WalOptions};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -185,6 +187,80 @@ fn a_foreign_directory_is_left_as_it_is() {
     assert_eq!(refused.status.code(), Some(5));
     assert!(stderr(&refused).contains("superblock"), "{}", stderr(&refused));
     assert_eq!(std::fs::read(dir.path().join("superblock")).expect("readable"), [7; 512], "bytes untouched");
+}
+
+/// A log that was gone was silently given an empty new one, and its shards with it.
+#[test]
+fn a_store_that_lost_a_log_is_refused_by_name() {
+    let dir = scratch();
+    let path = dir.path().to_str().expect("UTF-8");
+    let server = Server::start(binary(), dir.path(), &["--cores", "2", "--shards", "2"]);
+    for number in 0..8_u8 {
+        server.client().put(&format!("ns{number}"), b"k", &[number]).expect("a healthy server");
+    }
+    server.kill();
+    let (log, aside) = (dir.path().join("log-001"), dir.path().join("aside"));
+    std::fs::rename(&log, &aside).expect("ours");
+    let serve = ["serve", "--data-dir", path, "--listen", "127.0.0.1:0", "--cores", "1"];
+    let check = |when: &str| {
+        let refused = run(binary(), &serve);
+        assert_eq!(refused.status.code(), Some(5), "{when}: {}", stderr(&refused));
+        assert!(stderr(&refused).contains("log-001") && stderr(&refused).contains("Restore"), "{}", stderr(&refused));
+        for command in ["inspect", "verify"] {
+            let looked = run(binary(), &["wal", command, path]);
+            assert_eq!(looked.status.code(), Some(5), "{when}: {}", stdout(&looked));
+            assert!(stdout(&looked).contains("log-001: missing"), "{when}: {}", stdout(&looked));
+        }
+    };
+    check("missing");
+    assert!(!log.exists(), "nothing was made in its place");
+    std::fs::create_dir(&log).expect("ours");
+    check("empty");
+    assert_eq!(std::fs::read_dir(&log).expect("readable").count(), 0, "nothing was made in it");
+    std::fs::remove_dir(&log).expect("ours");
+    std::fs::rename(&aside, &log).expect("ours");
+
+    let superblock = dir.path().join("superblock");
+    std::fs::rename(&superblock, &aside).expect("ours");
+    let refused = run(binary(), &serve);
+    assert_eq!(refused.status.code(), Some(5), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("aside"), "a foreign file: {}", stderr(&refused));
+    let kept = std::fs::read(&aside).expect("readable");
+    std::fs::remove_file(&aside).expect("ours");
+    let refused = run(binary(), &serve);
+    assert_eq!(refused.status.code(), Some(5), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("restore the superblock"), "{}", stderr(&refused));
+    std::fs::write(&superblock, kept).expect("ours");
+
+    let server = Server::start(binary(), dir.path(), &["--cores", "1"]);
+    for number in 0..8_u8 {
+        let found = server.client().get(&format!("ns{number}"), b"k").expect("the store is whole");
+        assert_eq!(found.map(|found| found.value), Some(vec![number]));
+    }
+}
+
+/// A power cut before the superblock was there: whatever logs there are hold nothing, and are made anew.
+#[test]
+fn a_creation_that_did_not_finish_is_started_over() {
+    let made = scratch();
+    for log in ["log-000", "log-001"] {
+        std::fs::create_dir(made.path().join(log)).expect("writable");
+    }
+    let config = ExecutorConfig { io: IoChoice::Posix, ..ExecutorConfig::default() };
+    Executor::start(config).expect("an executor starts").block_on(async {
+        let (log, report) =
+            Wal::open(&made.path().join("log-000"), LogNumber(0), WalOptions::default()).await.expect("a log");
+        assert!(report.created);
+        log.close().await.expect("closed");
+    });
+    std::fs::write(made.path().join("log-001/spare-000000000001.tmp"), b"").expect("writable");
+    std::fs::write(made.path().join("superblock.tmp"), [0; 100]).expect("writable");
+    let server = Server::start(binary(), made.path(), &["--cores", "1"]);
+    server.client().put("a", b"k", b"v").expect("a healthy server");
+    server.kill();
+    assert!(!made.path().join("log-001").exists(), "one log is enough for one core");
+    let server = Server::start(binary(), made.path(), &["--cores", "1"]);
+    assert!(server.client().get("a", b"k").expect("a healthy server").is_some());
 }
 
 /// A copy of the binary that an ordinary user may run, and a directory that he may not write to.
