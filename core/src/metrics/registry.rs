@@ -1,16 +1,17 @@
 //! The registry: who measures what on a core.
 
 use super::events::{Event, EventRing};
-use super::names::{Definition, Kind, Unit};
+use super::names::{self, Definition, Kind, Unit};
 use super::snapshot::{Series, Snapshot, Value};
+use crate::shard::superblock::{LOGS_MAX, SHARDS_MAX};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Series of one core at the most: metrics times labels. Labels name our own parts (shard, log), never users' data, so
-/// passing this is a defect of ours.
-pub const SERIES_MAX: usize = 1 << 16;
+/// Series of one core at the most: every metric once for each shard, each log and the core itself. Labels name these and
+/// never users' data, so passing this is a defect of ours.
+pub const SERIES_MAX: usize = names::ALL.len() * (SHARDS_MAX as usize + LOGS_MAX as usize + 1);
 /// Longest duration that a histogram tells apart, in microseconds; longer ones count as this.
 const HISTOGRAM_MAX_US: u64 = 60_000_000;
 /// Largest size that a histogram tells apart.
@@ -238,6 +239,21 @@ mod tests {
         assert_eq!(single(&snapshot, "proposals_total", &shard(2)), 100);
         assert_eq!(single(&snapshot, "current_term", &shard(1)), 5);
         assert_eq!((counter.value(), gauge.value()), (5, 5));
+    }
+
+    /// There was room for some two thousand shards on a core, and a node with more aborted at its start.
+    #[test]
+    fn a_core_that_has_every_shard_shows_them_all() {
+        let registry = Registry::new(0);
+        let counters = || names::ALL.iter().filter(|definition| definition.kind == Kind::Counter);
+        for number in 0..SHARDS_MAX {
+            for definition in counters() {
+                registry.counter(definition, shard(number)).increment();
+            }
+        }
+        let expected = counters().count() * SHARDS_MAX as usize;
+        assert!(expected > 1 << 16, "vacuous: {expected} series");
+        assert_eq!(registry.snapshot().series.len(), expected);
     }
 
     #[test]
