@@ -3,13 +3,13 @@
 //! ```text
 //!   shard, log, executor ──hold──▶ Counter, Gauge, Histogram ─┐
 //!                        ──emit──▶ Event ──▶ ring, counts     ├── Registry (one per core) ──▶ Snapshot (Send)
-//!                        ◀─ask─── observed values ────────────┘                                  │ merge
-//!                                                                     status --json ◀── Snapshot of the node
+//!                        ◀─ask─── observed values ────────────┘                                  │ as JSON
+//!                                                       status --json ◀── the node's cores, each with its own
 //! ```
 //!
 //! A registry belongs to its core: no locks, no atomics, no globals, no time of its own. An instrument is one cell that
 //! its user holds, so recording costs an addition. What a component counts anyway is *observed*: read when somebody asks.
-//! A snapshot is plain data, so it may cross cores; those of all cores are merged into the node's.
+//! A snapshot is plain data, so it may cross cores; the status shows that of each core beside the others.
 //!
 //! Names are those of [`names`]. Limits: [`registry::SERIES_MAX`], [`events::EVENTS_KEPT`].
 

@@ -1,4 +1,4 @@
-//! What a registry said at one moment: plain data that crosses cores, merges and becomes JSON.
+//! What a registry said at one moment: plain data that crosses cores and becomes JSON.
 
 use super::events::EventRecord;
 use super::names::{Kind, Unit};
@@ -51,7 +51,7 @@ pub struct Series {
     pub value: Value,
 }
 
-/// Everything that a registry, or several, knew at one moment.
+/// Everything that a registry knew at one moment.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Snapshot {
     /// By name, then labels.
@@ -64,28 +64,6 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// One snapshot of several cores': counters, gauges and distributions of the same name and labels are added up.
-    /// A gauge that must not be added up carries a label that tells the cores apart.
-    pub fn merge(snapshots: impl IntoIterator<Item = Snapshot>) -> Snapshot {
-        let mut series: BTreeMap<(&'static str, Labels), Series> = BTreeMap::new();
-        let mut merged = Snapshot::default();
-        for snapshot in snapshots {
-            for next in snapshot.series {
-                match series.get_mut(&(next.name, next.labels.clone())) {
-                    Some(sum) => sum.value.add(&next.value),
-                    None => drop(series.insert((next.name, next.labels.clone()), next)),
-                }
-            }
-            merged.events.extend(snapshot.events);
-            for (name, count) in snapshot.event_counts {
-                *merged.event_counts.entry(name).or_default() += count;
-            }
-        }
-        merged.series = series.into_values().collect();
-        merged.events.sort_by_key(|record| (record.at_ms, record.core, record.number));
-        merged
-    }
-
     /// The series of a name and labels.
     pub fn find(&self, name: &str, labels: &Labels) -> Option<&Series> {
         self.series.iter().find(|series| series.name == name && series.labels == *labels)
@@ -98,18 +76,6 @@ impl Snapshot {
             Value::Distribution(histogram) => histogram.len() as i64,
         });
         values.reduce(i64::saturating_add)
-    }
-}
-
-impl Value {
-    fn add(&mut self, other: &Value) {
-        match (self, other) {
-            (Value::Single(sum), Value::Single(value)) => *sum = sum.saturating_add(*value),
-            (Value::Distribution(sum), Value::Distribution(histogram)) => {
-                sum.add(histogram).expect("histograms of one metric have the same bounds");
-            }
-            _ => panic!("one name, one kind: the registry checks it"),
-        }
     }
 }
 
@@ -131,14 +97,13 @@ mod tests {
     }
 
     #[test]
-    fn cores_merge_into_the_node() {
-        let node = Snapshot::merge([core(0).snapshot(), core(1).snapshot()]);
-        assert_eq!(node.total("requests_total"), Some(3));
-        assert_eq!(node.series.iter().filter(|series| series.name == "applied_index").count(), 2);
-        assert_eq!(node.total("request_latency_us"), Some(2), "a distribution's total is its count");
-        assert_eq!(node.total("unknown"), None);
-        assert_eq!(node.events.iter().map(|record| record.core).collect::<Vec<_>>(), [1, 0], "by time");
-        assert_eq!(node.event_counts["clock_drift_refused"], 2);
+    fn a_total_is_over_all_labels() {
+        let registry = core(1);
+        registry.gauge(APPLIED_INDEX, Labels::from([("shard", "7".to_owned())])).set(5);
+        let snapshot = registry.snapshot();
+        assert_eq!((snapshot.total("applied_index"), snapshot.total("requests_total")), (Some(15), Some(2)));
+        assert_eq!(snapshot.total("request_latency_us"), Some(1), "a distribution's total is its count");
+        assert_eq!(snapshot.total("unknown"), None);
     }
 
     #[test]
