@@ -36,9 +36,9 @@ pub(super) enum Command {
     /// Write a plain value (--key, --value) or a grain (--subject, and --text, --relation, --tag, --vector)
     Put(Box<PutArgs>),
     /// Read a plain value (--key) or a grain (--id)
-    Get(GetArgs),
+    Get(OneArgs),
     /// Remove a plain value (--key) or a grain (--id)
-    Del(DelArgs),
+    Del(OneArgs),
     /// List plain values of a namespace in key order
     Scan(ScanArgs),
     /// Recall the best grains by text, vector and relations, fused
@@ -196,23 +196,9 @@ pub(super) struct PutArgs {
     pub(super) payload: Option<String>,
 }
 
+/// Names one plain value or one grain.
 #[derive(Debug, Args)]
-pub(super) struct GetArgs {
-    #[command(flatten)]
-    pub(super) server: ServerArgs,
-    /// Namespace
-    #[arg(long, value_name = "NAME")]
-    pub(super) ns: String,
-    /// Key of a plain value
-    #[arg(long, conflicts_with = "id", required_unless_present = "id")]
-    pub(super) key: Option<String>,
-    /// Id of a grain, 32 hex digits
-    #[arg(long, value_name = "HEX")]
-    pub(super) id: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct DelArgs {
+pub(super) struct OneArgs {
     #[command(flatten)]
     pub(super) server: ServerArgs,
     /// Namespace

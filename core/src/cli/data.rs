@@ -1,6 +1,6 @@
 //! Commands that ask a running server: put, get, del, scan, recall, status.
 
-use super::args::{DelArgs, GetArgs, PutArgs, RecallArgs, ScanArgs, ServerArgs, StatusArgs};
+use super::args::{OneArgs, PutArgs, RecallArgs, ScanArgs, ServerArgs, StatusArgs};
 use super::{ExitStatus, Failure, Outcome, parse, show, status};
 use gristmill_rpc::blocking::Client;
 use gristmill_rpc::client::ClientError;
@@ -17,8 +17,18 @@ fn connect(server: &ServerArgs) -> Result<Client, Failure> {
 
 /// A client's error as a failure of the command.
 fn failure(error: &ClientError) -> Failure {
-    let status = if error.code().is_some() { ExitStatus::Refused } else { ExitStatus::Unreachable };
-    Failure::new(status, error.to_string())
+    Failure::new(status_of(error), error.to_string())
+}
+
+fn status_of(error: &ClientError) -> ExitStatus {
+    match error {
+        ClientError::Invalid(_) => ExitStatus::Usage,
+        // The client tried until its time was up: what it met last is what there is.
+        ClientError::Timeout { last: Some(last), .. } => status_of(last),
+        ClientError::Timeout { last: None, .. } => ExitStatus::Unreachable,
+        error if error.code().is_some() => ExitStatus::Refused,
+        _ => ExitStatus::Unreachable,
+    }
 }
 
 pub(super) fn put(args: &PutArgs) -> Outcome {
@@ -111,7 +121,7 @@ fn print_write(reply: &WriteReply, id: Option<GrainId>, json: bool) -> ExitStatu
     if reply.applied { ExitStatus::Done } else { ExitStatus::Negative }
 }
 
-pub(super) fn get(args: &GetArgs) -> Outcome {
+pub(super) fn get(args: &OneArgs) -> Outcome {
     let mut client = connect(&args.server)?;
     let missing = || {
         if args.server.json {
@@ -137,7 +147,7 @@ pub(super) fn get(args: &GetArgs) -> Outcome {
     Ok(ExitStatus::Done)
 }
 
-pub(super) fn del(args: &DelArgs) -> Outcome {
+pub(super) fn del(args: &OneArgs) -> Outcome {
     let mut client = connect(&args.server)?;
     let namespace = args.ns.clone();
     let operation = match &args.id {
@@ -224,4 +234,32 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
         show::print(status::text(&parsed, args.verbose).as_bytes());
     }
     Ok(ExitStatus::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gristmill_rpc::error::{ErrorCode, Rejection};
+    use std::time::Duration;
+
+    /// A server that vanished during the call was reported as one that refused, and a wrong argument too.
+    #[test]
+    fn errors_have_the_exit_codes_that_help_promises() {
+        let address = "127.0.0.1:1".parse().expect("an address");
+        let timeout = |last: Option<ClientError>| ClientError::Timeout {
+            after: Duration::from_secs(1),
+            attempts: 3,
+            last: last.map(Box::new),
+        };
+        let gone = ClientError::Disconnected { address, detail: "closed".into() };
+        let invalid = ClientError::Invalid(Rejection::new(ErrorCode::InvalidArgument, "a key of 0 bytes"));
+        for (error, status) in [
+            (gone.clone(), ExitStatus::Unreachable),
+            (timeout(Some(gone)), ExitStatus::Unreachable),
+            (timeout(None), ExitStatus::Unreachable),
+            (invalid, ExitStatus::Usage),
+        ] {
+            assert_eq!(failure(&error).status, status, "{error:?}");
+        }
+    }
 }

@@ -34,7 +34,7 @@ const _: () = assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX + SCAN_ITEM_OVERHEAD_BYTES
 pub enum ReadError {
     /// Nothing was ever written to the namespace.
     #[error(
-        "namespace {namespace:?} does not exist: nothing was ever written to it; `gristmill ns` lists those there are"
+        "namespace {namespace:?} does not exist: nothing was ever written to it; check the name, the first write creates it"
     )]
     UnknownNamespace {
         /// Its name.
@@ -395,6 +395,6 @@ mod tests {
         let state = state_with(&BTreeMap::new());
         let error = state.scan(&ScanSpec { namespace: "nope".into(), ..all() }, 1, 1).expect_err("unknown");
         assert_eq!(error.code(), ErrorCode::UnknownNamespace);
-        assert!(error.to_string().contains("\"nope\"") && error.to_string().contains("gristmill ns"));
+        assert!(error.to_string().contains("\"nope\"") && error.to_string().contains("the first write creates it"));
     }
 }
