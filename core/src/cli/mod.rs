@@ -1,7 +1,7 @@
 //! The command line: parses arguments, runs a sub-command, maps its outcome to an exit code.
 //!
-//! Data goes to stdout, everything else to stderr. With `--json`, stdout holds exactly one JSON object. Exit codes are in
-//! [`ExitStatus`] and in `--help`.
+//! Data goes to stdout, everything else to stderr. With `--json`, stdout holds exactly one JSON object; that of `wal dump`
+//! one a line. `serve` always prints one, when it listens. Exit codes are in [`ExitStatus`] and in `--help`.
 
 mod args;
 mod data;
