@@ -345,7 +345,9 @@ fn crashes_within_the_opening_run_do_not_fill_the_segment() {
         assert!(run_ends, "crash {crash}: a run of several batches, {} in {}", ends.len(), path.display());
         let from = if crash == 0 { ends[1] + BLOCK_BYTES } else { ends[ends.len() - 2] + BLOCK_BYTES };
         bytes[from..last + BLOCK_BYTES].fill(0);
-        MARK_SLOTS.iter().for_each(|slot| bytes[*slot..slot + BLOCK_BYTES].fill(0));
+        for slot in MARK_SLOTS {
+            bytes[slot..slot + BLOCK_BYTES].fill(0);
+        }
         std::fs::write(&path, &bytes).expect("written");
         entries = run(async {
             let (wal, _) = open_path(&dir.log(), options.clone()).await.expect("opens");
