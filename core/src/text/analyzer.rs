@@ -53,12 +53,24 @@ impl Analyzer {
 
     /// The terms of a query: the first [`QUERY_TERMS_MAX`] distinct ones. A word that stands twice counts once.
     pub fn query(&mut self, text: &str) -> TextQuery {
-        let mut terms = Vec::new();
-        let (counts, _) = self.counts(text);
-        for (term, _) in counts.iter().take(QUERY_TERMS_MAX) {
-            terms.push(std::str::from_utf8(term).expect("terms are cut from a str").to_owned());
+        self.query_and_end(text).0
+    }
+
+    /// The query, and up to which byte its text was read: what follows the last term that counts is not looked at.
+    fn query_and_end(&mut self, text: &str) -> (TextQuery, usize) {
+        let (mut terms, mut end) = (Vec::new(), 0);
+        self.counts.clear();
+        let mut stream = self.chain.token_stream(text);
+        while terms.len() < QUERY_TERMS_MAX && stream.advance() {
+            let token = stream.token();
+            end = token.offset_to;
+            let count = self.counts.get_or_default(token.text.as_bytes());
+            *count += 1;
+            if *count == 1 {
+                terms.push(token.text.clone());
+            }
         }
-        TextQuery { terms }
+        (TextQuery { terms }, end)
     }
 }
 
@@ -106,7 +118,8 @@ mod tests {
         let query = Analyzer::default().query("bug Bug fix");
         assert_eq!(query.terms, ["bug", "fix"]);
         let many: Vec<String> = (0..QUERY_TERMS_MAX + 9).map(|i| format!("w{i}")).collect();
-        let query = Analyzer::default().query(&many.join(" "));
+        let (query, end) = Analyzer::default().query_and_end(&many.join(" "));
         assert_eq!(query.terms, many[..QUERY_TERMS_MAX]);
+        assert_eq!(end, many[..QUERY_TERMS_MAX].join(" ").len(), "the rest of a long text is not read");
     }
 }
