@@ -11,7 +11,7 @@ mod run;
 pub mod sample;
 
 pub use report::Report;
-pub use run::{DemoError, run};
+pub use run::{DemoError, run, run_against};
 pub use sample::Sample;
 
 use crate::cli::{ExitStatus, Failure, Outcome};

@@ -43,6 +43,11 @@ pub enum DemoError {
 
 /// Runs the demo and reports what this run measured.
 pub fn run(sample: &Sample, options: &DemoOptions) -> Result<Report, DemoError> {
+    run_against(sample, &sample.grains, options)
+}
+
+/// As [`run`], but takes what is nearest to a query from `truth` instead of from what is stored.
+pub fn run_against(sample: &Sample, truth: &[Grain], options: &DemoOptions) -> Result<Report, DemoError> {
     let directory = Directory::new(options.data_dir.as_deref());
     let node = Node::start(&NodeConfig {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -55,7 +60,7 @@ pub fn run(sample: &Sample, options: &DemoOptions) -> Result<Report, DemoError> 
     store(&mut client, &sample.grains, &mut report)?;
     check_stored(&mut client, &sample.grains)?;
     ask(&mut client, sample, &mut report)?;
-    compare(&mut client, sample, &mut report)?;
+    compare(&mut client, &sample.queries, truth, &mut report)?;
     drop(client);
     node.stop();
     node.wait()?;
@@ -150,14 +155,19 @@ fn check_hits(reply: &RecallReply) -> Result<(), DemoError> {
 }
 
 /// Asks every query by its vector alone and compares with brute force in f32.
-fn compare(client: &mut Client, sample: &Sample, report: &mut Report) -> Result<(), DemoError> {
+fn compare(
+    client: &mut Client,
+    queries: &[RecallRequest],
+    truth: &[Grain],
+    report: &mut Report,
+) -> Result<(), DemoError> {
     let (mut right, mut wanted) = (0, 0);
-    for query in &sample.queries {
+    for query in queries {
         let by_vector = RecallRequest { text: None, relation: None, limit: RECALL_AT, ..query.clone() };
         let found: BTreeSet<GrainId> = client.recall(&by_vector)?.hits.iter().map(|hit| hit.id).collect();
-        let truth = brute_force(&sample.grains, query, RECALL_AT as usize);
-        right += truth.iter().filter(|id| found.contains(id)).count();
-        wanted += truth.len();
+        let nearest = brute_force(truth, query, RECALL_AT as usize);
+        right += nearest.iter().filter(|id| found.contains(id)).count();
+        wanted += nearest.len();
     }
     report.compared(right, wanted);
     Ok(())

@@ -1,7 +1,7 @@
 //! The demo: its figures come from its run, on every driver, and it leaves nothing behind.
 
 use crate::binary;
-use gristmill::demo::{DemoOptions, Sample, run as run_demo};
+use gristmill::demo::{DemoOptions, Sample, run as run_demo, run_against};
 use gristmill_tests::{run, scratch, stderr, stdout};
 use serde_json::Value;
 use std::process::Command;
@@ -30,7 +30,8 @@ fn the_demo_prints_its_figures_on_posix() {
 #[test]
 fn another_sample_gives_other_figures() {
     let mut sample = Sample::bundled().expect("the bundled sample parses");
-    let options = DemoOptions { data_dir: Some(scratch().path().join("all")), ..DemoOptions::default() };
+    let dir = scratch();
+    let options = DemoOptions { data_dir: Some(dir.path().join("all")), ..DemoOptions::default() };
     sample.grains.truncate(2000);
     let namespaces: Vec<String> = sample.grains.iter().map(|grain| grain.namespace.clone()).collect();
     sample.queries.retain(|query| namespaces.contains(&query.namespace));
@@ -38,15 +39,40 @@ fn another_sample_gives_other_figures() {
     let small = run_demo(&sample, &options).expect("the demo runs on any sample");
     assert_eq!((small.grains, small.queries), (2000, 40));
 
-    // Vectors that lie: the vector leg still agrees with brute force over what is stored, the hits are others.
-    let options = DemoOptions { data_dir: Some(scratch().path().join("lies")), ..DemoOptions::default() };
+    // Nothing but vectors.
+    let options = DemoOptions { data_dir: Some(dir.path().join("vectors")), ..DemoOptions::default() };
     for grain in &mut sample.grains {
         grain.relations.clear();
         grain.text = None;
     }
-    let lies = run_demo(&sample, &options).expect("the demo runs on any sample");
-    assert_eq!((lies.hits_by_text, lies.hits_by_relation), (0, 0), "what is not stored is not found");
-    assert!(small.hits_by_text > 0 && small.hits_by_relation > 0 && lies.hits_by_vector > 0);
+    let vectors = run_demo(&sample, &options).expect("the demo runs on any sample");
+    assert_eq!((vectors.hits_by_text, vectors.hits_by_relation), (0, 0), "what is not stored is not found");
+    assert!(small.hits_by_text > 0 && small.hits_by_relation > 0 && vectors.hits_by_vector > 0);
+}
+
+/// The vectors that are stored lie, those of the truth do not: were recall@10 anything but a comparison, it would not fall.
+#[test]
+fn recall_falls_when_the_wrong_vectors_are_stored() {
+    let mut sample = Sample::bundled().expect("the bundled sample parses");
+    sample.grains.truncate(600);
+    let namespace = sample.grains[0].namespace.clone();
+    sample.grains.retain(|grain| grain.namespace == namespace);
+    sample.queries.retain(|query| query.namespace == namespace);
+    sample.queries.truncate(20);
+    assert!(sample.grains.len() > 50 && !sample.queries.is_empty(), "{} grains", sample.grains.len());
+    let truth = sample.grains.clone();
+    let honest_dir = scratch();
+    let options = DemoOptions { data_dir: Some(honest_dir.path().join("honest")), ..DemoOptions::default() };
+    let honest = run_against(&sample, &truth, &options).expect("the demo runs on any sample");
+    let shift = truth.len() / 2;
+    for (at, grain) in sample.grains.iter_mut().enumerate() {
+        grain.vector.clone_from(&truth[(at + shift) % truth.len()].vector);
+    }
+    let lying_dir = scratch();
+    let options = DemoOptions { data_dir: Some(lying_dir.path().join("lying")), ..DemoOptions::default() };
+    let lying = run_against(&sample, &truth, &options).expect("the demo runs on any sample");
+    let (honest, lying) = (honest.vector_recall_at_10, lying.vector_recall_at_10);
+    assert!(honest > 0.9 && lying < 0.7, "{honest} with the right vectors, {lying} with the wrong ones");
 }
 
 #[test]
