@@ -31,7 +31,8 @@ impl SmallDisk {
         if line != "ready\n" {
             let refusal = holder.wait_with_output().expect("the helper can be waited for");
             let refusal = String::from_utf8_lossy(&refusal.stderr);
-            eprintln!("SKIPPED, A FULL DISK WAS NOT TESTED: {}; run as root, or allow user namespaces", refusal.trim());
+            let cure = "run as root, or allow user namespaces";
+            crate::tell_skipped(&format!("A FULL DISK WAS NOT TESTED: {}; {cure}", refusal.trim()));
             return None;
         }
         let inside = mount_point.path().strip_prefix("/").expect("temporary directories have absolute paths");

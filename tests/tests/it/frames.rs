@@ -353,6 +353,7 @@ fn requests_that_a_client_would_not_send_are_refused_by_the_server() {
     let mut wire = Wire::greeted(&server.address());
     let invalid = ErrorCode::InvalidArgument;
     let vector = |vector: Vec<f32>| vec![Operation::PutGrain { grain: grain(Some(vector)) }];
+    let far_apart = (0..64).map(|number| Operation::put(&format!("ns{number}"), b"x", b"x"));
     let writes = [
         ("an empty key", vec![Operation::put("a", b"", b"x")], invalid),
         ("an over-long key", vec![Operation::put("a", &[1; KEY_BYTES_MAX + 1], b"x")], ErrorCode::TooLarge),
@@ -366,6 +367,7 @@ fn requests_that_a_client_would_not_send_are_refused_by_the_server() {
         ("no component", vector(Vec::new()), invalid),
         ("too many components", vector(vec![1.0; 4097]), ErrorCode::TooLarge),
         ("another dimension", vector(vec![1.0; 4]), ErrorCode::WrongDimension),
+        ("several shards", far_apart.collect(), ErrorCode::CrossShard),
     ];
     for (what, operations, code) in writes {
         wire.send(&frame(MessageType::Write, 11, &archive(&Command { operations })));
