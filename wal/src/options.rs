@@ -22,7 +22,7 @@ pub struct WalOptions {
     pub segment_bytes: u64,
     /// Segments kept ready for the time when the current one is full.
     pub segments_prewritten: usize,
-    /// Bytes that may wait for the disk before appends are refused. At most half a segment.
+    /// Bytes that may wait for the disk before appends are refused. At most three eighths of a segment.
     pub pending_bytes_max: usize,
     /// Batch writes in flight at once.
     pub writes_in_flight: usize,

@@ -132,6 +132,10 @@ async fn watch_log(registry: Registry, log: LogNumber, wal: Wal) {
                 eprintln!("gristmill: {log} takes no more writes: {reason}");
                 Event::LogFailed { log: log.0, reason }
             }
+            LogIncident::Unprepared { reason } => {
+                eprintln!("gristmill: {log} cannot prepare its next segment and tries again: {reason}");
+                continue;
+            }
             _ => continue,
         };
         registry.emit(wall_ms(), event);
