@@ -243,7 +243,19 @@ fn spin(core: &Core, budget: Duration) -> bool {
     let began = core.loop_time();
     let mut looked = began;
     loop {
-        core.look_for_work();
+        // Sources first: what they bring is awaited within nanoseconds, and to look everywhere takes many of them.
+        for _ in 0..SPIN_CHECKS {
+            core.poll_sources();
+            if core.has_runnable() || core.shared.has_injected() {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        if core.has_runnable() {
+            core.read_budget_clock();
+        } else {
+            core.look_for_work();
+        }
         let now = core.loop_time();
         if core.has_runnable() {
             core.spinner.borrow_mut().found_work(now);
@@ -257,13 +269,6 @@ fn spin(core: &Core, budget: Duration) -> bool {
             return false;
         }
         looked = now;
-        for _ in 0..SPIN_CHECKS {
-            std::hint::spin_loop();
-            core.poll_sources();
-            if core.shared.has_injected() || core.has_runnable() {
-                break;
-            }
-        }
     }
 }
 

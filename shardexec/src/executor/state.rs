@@ -340,7 +340,8 @@ impl Core {
         self.incidents.borrow_mut().pop_front()
     }
 
-    fn read_budget_clock(&self) -> Instant {
+    /// Brings [`Core::loop_time`] up to date.
+    pub(super) fn read_budget_clock(&self) -> Instant {
         let now = self.driver.borrow_mut().budget_clock();
         self.now.set(now);
         now

@@ -18,7 +18,8 @@
 //! - slots `head..tail` hold messages and belong to the consumer; the others belong to the producer.
 //! - only the producer stores `tail` and `credit_wanted`; only the consumer stores `head`.
 //!
-//! Credits go back in batches: at the end of a run of messages, or after a quarter of the capacity. Nothing here blocks, allocates
+//! Credits go back in batches of a quarter of the capacity, for giving them back costs a fence. A producer with none left has more
+//! messages in the ring than that, so the consumer gives some back before it finds the ring empty. Nothing here blocks, allocates
 //! (after construction) or knows an executor.
 
 #![allow(unsafe_code)]
@@ -247,8 +248,7 @@ impl<T> Consumer<T> {
 
     #[inline]
     fn release_is_due(&self) -> bool {
-        let unreleased = self.head.wrapping_sub(self.head_released);
-        self.head == self.tail_cached || unreleased >= self.shared.slots.len().div_ceil(4)
+        self.head.wrapping_sub(self.head_released) >= self.shared.slots.len().div_ceil(4)
     }
 
     /// Gives the credits of all taken messages back. Returns whether the producer has somebody waiting for one.

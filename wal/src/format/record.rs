@@ -134,7 +134,7 @@ impl RecordHeader {
     pub fn encode(&self, crc: &SegmentCrc, out: &mut [u8]) {
         assert_eq!(self.segment, crc.segment(), "a record is sealed for the segment that it lies in");
         assert_eq!(self.offset as usize % RECORD_ALIGN, 0, "records are aligned");
-        let out = &mut out[..RECORD_HEADER_BYTES];
+        let out: &mut [u8; RECORD_HEADER_BYTES] = out.first_chunk_mut().expect("room for a header");
         put(out, 4, &self.payload_crc.to_le_bytes());
         put(out, 8, &self.payload_bytes.to_le_bytes());
         out[12] = self.kind as u8;
@@ -147,7 +147,7 @@ impl RecordHeader {
         put(out, 40, &self.group.0.to_le_bytes());
         put(out, 48, &self.index.to_le_bytes());
         put(out, 56, &self.token.raw().to_le_bytes());
-        let header_crc = crc.of(&out[4..]);
+        let header_crc = crc.of_header(out);
         put(out, 0, &header_crc.to_le_bytes());
     }
 
