@@ -24,7 +24,9 @@ use gristmill_rpc::ids::ShardId;
 use gristmill_shardexec as shardexec;
 use gristmill_wal::format::record_bytes;
 use gristmill_wal::limits::{RECORD_ALIGN, RECORD_HEADER_BYTES, SEQUENCES_PER_TERM};
-use gristmill_wal::{AppendEntry, FencingToken, GroupId, LogPosition, Promise, StoredEntry, Vote, Wal, WalError};
+use gristmill_wal::{
+    AppendEntry, Durable, FencingToken, GroupId, LogPosition, Promise, StoredEntry, Vote, Wal, WalError,
+};
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use std::cell::{Cell, RefCell};
@@ -177,6 +179,19 @@ impl WalLog {
                     shardexec::time::sleep(DISK_FULL_PAUSE).await;
                 }
                 Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+    }
+
+    /// Saves what is no entry, once the WAL has room for it: a refusal changes nothing there, and openraft takes one for the
+    /// replica's end. As with entries, a group that stops does not wait.
+    async fn save(&self, operation: impl Fn(&Wal, GroupId) -> Durable) -> io::Result<()> {
+        loop {
+            match operation(&self.0.wal, self.0.group).await {
+                Err(error) if error.is_retriable() && !self.0.stopping.get() => {
+                    shardexec::time::sleep(DISK_FULL_PAUSE).await;
+                }
+                outcome => return outcome.map_err(io::Error::other),
             }
         }
     }
@@ -335,7 +350,7 @@ impl RaftLogStorage<TypeConfig> for WalLog {
     }
 
     async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
-        self.0.wal.save_vote(self.0.group, vote_to_wal(vote)).await.map_err(io::Error::other)?;
+        self.save(|wal, group| wal.save_vote(group, vote_to_wal(vote))).await?;
         self.0.vote.set(Some(*vote));
         Ok(())
     }
@@ -360,12 +375,12 @@ impl RaftLogStorage<TypeConfig> for WalLog {
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> io::Result<()> {
         let last = last.as_ref().map(to_position);
         self.0.cache.borrow_mut().truncate(last.map_or(0, |last| last.index + 1));
-        self.0.wal.truncate_after(self.0.group, last).await.map_err(io::Error::other)
+        self.save(|wal, group| wal.truncate_after(group, last)).await
     }
 
     async fn purge(&mut self, upto: RaftLogId) -> io::Result<()> {
         self.0.cache.borrow_mut().release(upto.index + 1);
-        self.0.wal.purge(self.0.group, to_position(&upto)).await.map_err(io::Error::other)
+        self.save(|wal, group| wal.purge(group, to_position(&upto))).await
     }
 }
 
