@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use gristmill_shardexec::abort_on_panic_async;
+
 use crate::error::WalError;
 use crate::scan::Damage;
 use crate::token::FencingToken;
@@ -78,6 +80,10 @@ impl Shared {
 impl Wal {
     /// Waits for the next incident; `None` once the log has stopped and all were told. One task may wait.
     pub async fn next_incident(&self) -> Option<Incident> {
+        abort_on_panic_async("the log's incidents", self.incident()).await
+    }
+
+    async fn incident(&self) -> Option<Incident> {
         let shared = self.shared();
         loop {
             {

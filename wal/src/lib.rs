@@ -17,6 +17,7 @@
 //! - Any error of a write or sync is final, and so is a write that ends short. A full disk is not: appends are refused before they are begun, and taken again later.
 //! - Every byte that is read back is checked against a CRC that covers its place.
 //! - A stale writer is refused here, where writes enter storage.
+//! - A panic within a running log, in its tasks or in a call, aborts the process: the core's other shards would go on with half a change.
 //!
 //! Limits are in [`limits`].
 #![forbid(unsafe_code)]

@@ -7,8 +7,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use gristmill_shardexec::JoinHandle;
 use gristmill_shardexec::sync::Mutex;
+use gristmill_shardexec::{JoinHandle, abort_on_panic, abort_on_panic_async};
 
 use crate::error::{Rejected, WalError};
 use crate::format::{
@@ -23,7 +23,11 @@ use crate::recovery::{Progress, RecoveryReport, recover};
 use crate::state::Freed;
 use crate::token::FencingToken;
 use crate::types::{GroupId, Home, LogNumber, LogPosition, Lsn, Vote};
+use crate::waiters::Released;
 use crate::writer::Shared;
+
+/// What aborts when a call into a running log panics.
+const PART: &str = "the log";
 
 /// A log, used by one core. Clones share it. Dropping the last one without [`Wal::close`] stops it as a crash would: what was not
 /// acknowledged may be lost.
@@ -40,7 +44,7 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.stop(WalError::Closed);
+        abort_on_panic(PART, || self.shared.stop(WalError::Closed));
     }
 }
 
@@ -133,7 +137,7 @@ pub struct Promise {
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        self.shared.inner.borrow_mut().promised -= self.bytes;
+        self.shared.change(|inner| inner.promised -= self.bytes);
     }
 }
 
@@ -148,8 +152,7 @@ impl Future for Durable {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &self.state {
             DurableState::Refused(error) => Poll::Ready(Err(error.clone())),
-            DurableState::Waiting(shared, lsn) => {
-                let mut inner = shared.inner.borrow_mut();
+            DurableState::Waiting(shared, lsn) => shared.change(|inner| {
                 if inner.durable >= *lsn {
                     return Poll::Ready(Ok(()));
                 }
@@ -158,7 +161,7 @@ impl Future for Durable {
                 }
                 inner.waiters.push_task(*lsn, cx.waker());
                 Poll::Pending
-            }
+            }),
         }
     }
 }
@@ -197,26 +200,18 @@ impl Wal {
         entries: &[AppendEntry<'_>],
         done: impl FnOnce(Result<(), WalError>) + 'static,
     ) -> Result<Lsn, WalError> {
-        let mut inner = self.shared.inner.borrow_mut();
-        let before = inner.batch.len();
-        let lsn = match append(&mut inner, group, writer_term, entries) {
-            Ok(lsn) => lsn,
-            Err(error) => {
-                drop(inner);
-                self.shared.note(&error);
-                return Err(error);
+        check_parts(entries);
+        abort_on_panic(PART, || {
+            let mut already = false;
+            let lsn = self.shared.append(group, writer_term, entries, |inner, lsn| {
+                inner.waiters.push_callback(lsn, Box::new(done));
+                already = lsn <= inner.durable;
+            })?;
+            if already {
+                self.shared.release_durable();
             }
-        };
-        inner.waiters.push_callback(lsn, Box::new(done));
-        let (already, lane) = (lsn <= inner.durable, inner.wants_lane(before));
-        drop(inner);
-        if lane {
-            self.shared.work.notify_one();
-        }
-        if already {
-            self.release_durable();
-        }
-        Ok(lsn)
+            Ok(lsn)
+        })
     }
 
     /// As [`Wal::append`] without a callback: await [`Wal::durable`] instead, which allocates nothing.
@@ -226,33 +221,8 @@ impl Wal {
         writer_term: u64,
         entries: &[AppendEntry<'_>],
     ) -> Result<Lsn, WalError> {
-        let mut inner = self.shared.inner.borrow_mut();
-        let before = inner.batch.len();
-        let lsn = match append(&mut inner, group, writer_term, entries) {
-            Ok(lsn) => lsn,
-            Err(error) => {
-                drop(inner);
-                self.shared.note(&error);
-                return Err(error);
-            }
-        };
-        if inner.wants_lane(before) {
-            self.shared.work.notify_one();
-        }
-        Ok(lsn)
-    }
-
-    /// An append of nothing may name an LSN that is durable already.
-    fn release_durable(&self) {
-        let mut released = crate::waiters::Released::default();
-        let durable = {
-            let mut inner = self.shared.inner.borrow_mut();
-            let durable = inner.durable;
-            inner.waiters.release(durable, &mut released);
-            durable
-        };
-        debug_assert!(durable <= self.last_lsn());
-        released.tell(&Ok(()));
+        check_parts(entries);
+        abort_on_panic(PART, || self.shared.append(group, writer_term, entries, |_, _| ()))
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -261,7 +231,7 @@ impl Wal {
 
     /// LSN of the latest record, durable or not.
     pub fn last_lsn(&self) -> Lsn {
-        self.shared.inner.borrow().last_lsn()
+        self.shared.look(Inner::last_lsn)
     }
 
     /// Resolves once everything up to `lsn` is durable.
@@ -282,18 +252,20 @@ impl Wal {
 
     /// Saves a commit position. Lazy: it rides with the next batch, or is written when the log has been idle for the mark delay.
     pub fn save_committed(&self, group: GroupId, committed: Option<LogPosition>) -> Result<(), WalError> {
-        let mut inner = self.shared.inner.borrow_mut();
-        inner.ensure_running()?;
-        committed.map_or(Ok(()), check_term)?;
-        let state = inner.ensure_group(group)?;
-        if state.committed == committed {
-            return Ok(());
-        }
-        state.committed = committed;
-        if !std::mem::replace(&mut state.committed_unsaved, true) {
-            inner.note_lazy(group);
-        }
-        if inner.is_idle() {
+        let idle = self.shared.change(|inner| {
+            inner.ensure_running()?;
+            committed.map_or(Ok(()), check_term)?;
+            let state = inner.ensure_group(group)?;
+            if state.committed == committed {
+                return Ok(false);
+            }
+            state.committed = committed;
+            if !std::mem::replace(&mut state.committed_unsaved, true) {
+                inner.note_lazy(group);
+            }
+            Ok::<bool, WalError>(inner.is_idle())
+        })?;
+        if idle {
             self.shared.idle.notify_one();
         }
         Ok(())
@@ -356,14 +328,13 @@ impl Wal {
         bytes: usize,
         operation: impl FnOnce(&mut Inner) -> Result<Lsn, WalError>,
     ) -> Durable {
-        let outcome = {
-            let mut inner = self.shared.inner.borrow_mut();
-            inner.admit(bytes, Urgency::Control).and_then(|()| inner.ensure_group(group).map(drop)).and_then(|()| {
-                // Before any state changes: a new segment opens with the state that the records before it led to.
-                inner.make_room(group, bytes);
-                operation(&mut inner)
-            })
-        };
+        let outcome = self.shared.change(|inner| {
+            inner.admit(bytes, Urgency::Control)?;
+            inner.ensure_group(group)?;
+            // Before any state changes: a new segment opens with the state that the records before it led to.
+            inner.make_room(group, bytes);
+            operation(inner)
+        });
         self.shared.work.notify_one();
         let state = match outcome {
             Ok(lsn) => DurableState::Waiting(Rc::clone(&self.shared), lsn),
@@ -380,26 +351,28 @@ impl Wal {
         range: Range<u64>,
         bytes_max: usize,
     ) -> Result<Vec<StoredEntry>, WalError> {
-        let read = read(&self.shared, group, range, bytes_max).await;
-        read.inspect_err(|error| self.shared.note(error))
+        let reading = async {
+            let read = read(&self.shared, group, range, bytes_max).await;
+            read.inspect_err(|error| self.shared.note(error))
+        };
+        abort_on_panic_async(PART, reading).await
     }
 
     /// The group's state; `None` when the log does not know it.
     pub fn group(&self, group: GroupId) -> Option<GroupState> {
-        self.shared.inner.borrow().state.groups.get(&group).map(group_state)
+        self.shared.look(|inner| inner.state.groups.get(&group).map(group_state))
     }
 
     /// All groups, ascending, retired ones included.
     pub fn groups(&self) -> Vec<GroupId> {
-        let mut groups: Vec<_> = self.shared.inner.borrow().state.groups.keys().copied().collect();
+        let mut groups: Vec<_> = self.shared.look(|inner| inner.state.groups.keys().copied().collect());
         groups.sort_unstable();
         groups
     }
 
     /// Position of a live entry, without reading it.
     pub fn position(&self, group: GroupId, index: u64) -> Option<LogPosition> {
-        let inner = self.shared.inner.borrow();
-        let term = inner.state.groups.get(&group)?.index.term_at(index)?;
+        let term = self.shared.look(|inner| inner.state.groups.get(&group)?.index.term_at(index))?;
         Some(LogPosition { term, index })
     }
 
@@ -407,23 +380,23 @@ impl Wal {
     /// will not have to wait for space on a full disk. Fails when the disk is full and what is left of the log does not hold them
     /// beside everything else that was promised, or when the log has stopped.
     pub fn promise(&self, bytes: usize) -> Result<Promise, WalError> {
-        let bytes = self.shared.inner.borrow_mut().promise(bytes)?;
+        let bytes = self.shared.change(|inner| inner.promise(bytes))?;
         Ok(Promise { shared: Rc::clone(&self.shared), bytes })
     }
 
     /// Whether entries of `bytes` in total would be taken now. What comes from outside asks [`Wal::promise`] before that.
     pub fn admit(&self, bytes: usize) -> Result<(), WalError> {
-        self.shared.inner.borrow().admit(bytes, Urgency::Entry)
+        self.shared.look(|inner| inner.admit(bytes, Urgency::Entry))
     }
 
     /// Most bytes of records that one append takes, headers of 64 bytes and padding to 16 included.
     pub fn append_bytes_max(&self) -> usize {
-        self.shared.inner.borrow().options.pending_bytes_max
+        self.shared.look(|inner| inner.options.pending_bytes_max)
     }
 
     /// Largest payload of one entry, in bytes.
     pub fn payload_bytes_max(&self) -> usize {
-        self.shared.inner.borrow().payload_bytes_max()
+        self.shared.look(Inner::payload_bytes_max)
     }
 
     /// Resolves once everything appended so far is durable.
@@ -434,12 +407,16 @@ impl Wal {
     /// Writes what waits and the final mark, then ends the log's tasks. Further calls fail with [`WalError::Closed`]. When what waits needs
     /// a segment that cannot be prepared, this fails with the reason, and what was not acknowledged is lost.
     pub async fn close(&self) -> Result<(), WalError> {
-        {
-            let mut inner = self.shared.inner.borrow_mut();
+        abort_on_panic_async(PART, self.end()).await
+    }
+
+    async fn end(&self) -> Result<(), WalError> {
+        self.shared.change(|inner| {
             inner.ensure_running()?;
             inner.push_lazy();
             inner.closing = true;
-        }
+            Ok::<(), WalError>(())
+        })?;
         self.shared.work.notify_one();
         self.shared.prepare.notify_one();
         let flushed = self.flush().await;
@@ -457,27 +434,30 @@ impl Wal {
 
     /// Figures.
     pub fn stats(&self) -> WalStats {
-        let inner = self.shared.inner.borrow();
-        WalStats {
-            last_lsn: inner.last_lsn(),
-            durable_lsn: inner.durable,
-            pending_bytes: inner.pending_bytes,
-            writes_in_flight: inner.writes_in_flight(),
-            batches: inner.counters.batches,
-            batch_bytes: inner.counters.batch_bytes,
-            marks: inner.counters.marks,
-            stale_tokens: inner.counters.stale_tokens,
-            damaged_reads: inner.counters.damaged_reads,
-            segments: inner.state.segments.len(),
-            segments_ready: inner.ready.len(),
-            rotations: inner.counters.rotations,
-            recycled: inner.counters.recycled,
-            groups: inner.state.groups.len(),
-            live_entries: inner.state.live_entries,
-            cache_bytes: inner.cache.bytes(),
-            disk_full: matches!(inner.unprepared, Some(WalError::DiskFull { .. })),
-            pinned_by: inner.state.pinning_group(),
-        }
+        self.shared.look(figures)
+    }
+}
+
+fn figures(inner: &Inner) -> WalStats {
+    WalStats {
+        last_lsn: inner.last_lsn(),
+        durable_lsn: inner.durable,
+        pending_bytes: inner.pending_bytes,
+        writes_in_flight: inner.writes_in_flight(),
+        batches: inner.counters.batches,
+        batch_bytes: inner.counters.batch_bytes,
+        marks: inner.counters.marks,
+        stale_tokens: inner.counters.stale_tokens,
+        damaged_reads: inner.counters.damaged_reads,
+        segments: inner.state.segments.len(),
+        segments_ready: inner.ready.len(),
+        rotations: inner.counters.rotations,
+        recycled: inner.counters.recycled,
+        groups: inner.state.groups.len(),
+        live_entries: inner.state.live_entries,
+        cache_bytes: inner.cache.bytes(),
+        disk_full: matches!(inner.unprepared, Some(WalError::DiskFull { .. })),
+        pinned_by: inner.state.pinning_group(),
     }
 }
 
@@ -497,13 +477,66 @@ pub(crate) fn group_state(group: &Group) -> GroupState {
     }
 }
 
+/// The caller's part of an append, checked before the log is touched.
+fn check_parts(entries: &[AppendEntry<'_>]) {
+    for AppendEntry { parts: [head, body], .. } in entries {
+        assert!(head.len().is_multiple_of(16) || body.is_empty(), "the body starts aligned to 16");
+    }
+}
+
+impl Shared {
+    /// Looks at the log's state. Whoever calls is a task, whose panic the executor would catch and leave the log half changed.
+    fn look<R>(&self, look: impl FnOnce(&Inner) -> R) -> R {
+        abort_on_panic(PART, || look(&self.inner.borrow()))
+    }
+
+    /// As [`Shared::look`], to change it.
+    fn change<R>(&self, change: impl FnOnce(&mut Inner) -> R) -> R {
+        abort_on_panic(PART, || change(&mut self.inner.borrow_mut()))
+    }
+
+    fn append(
+        &self,
+        group: GroupId,
+        writer_term: u64,
+        entries: &[AppendEntry<'_>],
+        appended: impl FnOnce(&mut Inner, Lsn),
+    ) -> Result<Lsn, WalError> {
+        let mut inner = self.inner.borrow_mut();
+        let before = inner.batch.len();
+        let lsn = match append(&mut inner, group, writer_term, entries) {
+            Ok(lsn) => lsn,
+            Err(error) => {
+                drop(inner);
+                self.note(&error);
+                return Err(error);
+            }
+        };
+        appended(&mut inner, lsn);
+        if inner.wants_lane(before) {
+            self.work.notify_one();
+        }
+        Ok(lsn)
+    }
+
+    /// An append of nothing may name an LSN that is durable already.
+    fn release_durable(&self) {
+        let mut released = Released::default();
+        {
+            let mut inner = self.inner.borrow_mut();
+            let durable = inner.durable;
+            inner.waiters.release(durable, &mut released);
+        }
+        released.tell(&Ok(()));
+    }
+}
+
 /// The append itself: everything is checked before anything is changed.
 fn append(inner: &mut Inner, id: GroupId, writer_term: u64, entries: &[AppendEntry<'_>]) -> Result<Lsn, WalError> {
     let limit = inner.payload_bytes_max();
     let mut bytes = 0;
     for entry in entries {
         let payload = entry.parts[0].len() + entry.parts[1].len();
-        assert!(entry.parts[0].len().is_multiple_of(16) || entry.parts[1].is_empty(), "the body starts aligned to 16");
         if payload > limit {
             return Err(WalError::TooLarge { bytes: payload, limit });
         }
@@ -566,3 +599,6 @@ impl Inner {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod abort_tests;
