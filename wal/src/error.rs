@@ -105,14 +105,6 @@ pub enum WalError {
         /// How that shows.
         reason: Foreign,
     },
-    /// The directory holds a log, but not with these options.
-    #[error("{dir}: {what}", dir = dir.display())]
-    Mismatch {
-        /// The log's directory.
-        dir: PathBuf,
-        /// What differs, and what to do.
-        what: String,
-    },
     /// An option makes no sense.
     #[error("log option {option}: {reason}")]
     Options {

@@ -26,7 +26,8 @@ use crate::group::Group;
 use crate::incident::Incident;
 use crate::index::Location;
 use crate::limits::{
-    BATCH_BYTES_TARGET, BLOCK_BYTES, DATA_OFFSET, GROUPS_MAX, SEAL_GROUPS_MAX, checkpoint_bytes_max, payload_bytes_max,
+    BATCH_BYTES_TARGET, BLOCK_BYTES, DATA_OFFSET, GROUPS_MAX, RECORD_ALIGN, RECORD_HEADER_BYTES, SEAL_GROUPS_MAX,
+    checkpoint_bytes_max, payload_bytes_max,
 };
 use crate::options::WalOptions;
 use crate::state::LogState;
@@ -353,9 +354,10 @@ impl Inner {
         Ok(self.state.groups.entry(id).or_default())
     }
 
-    /// Longest payload of one record.
+    /// Longest payload of one entry: its record must fit both a segment and what may wait for the disk.
     pub fn payload_bytes_max(&self) -> usize {
-        payload_bytes_max(self.options.segment_bytes)
+        let waiting = self.options.pending_bytes_max / RECORD_ALIGN * RECORD_ALIGN - RECORD_HEADER_BYTES;
+        payload_bytes_max(self.options.segment_bytes).min(waiting)
     }
 
     /// Whether a lane that waits could take something, now that the batch has grown from `before` bytes. A lane that is busy looks again by

@@ -299,10 +299,6 @@ pub struct LogScan {
     pub batches: u64,
     /// Records in good batches.
     pub records: u64,
-    /// Highest sequence among the marks of the segment scanned last.
-    pub mark_sequence: u64,
-    /// The segment scanned last holds a valid record of its own.
-    pub last_segment_used: bool,
     /// An intact record of a good batch could not be replayed: not a crash's doing, so never cut.
     pub contradiction: bool,
     expected: Option<Lsn>,
@@ -325,13 +321,11 @@ impl LogScan {
         sink.segment(segment);
         self.marks(&crc, bytes);
         self.open = OpenBatch { start: DATA_OFFSET, ..OpenBatch::default() };
-        self.last_segment_used = false;
         if self.good_end == Place::default() {
             self.good_end = Place { segment, offset: DATA_OFFSET as u64 };
         }
         let mut walk = Walk::new(crc, bytes);
         for item in walk.by_ref() {
-            self.last_segment_used = true;
             match item {
                 Item::Record(header) if header.kind == RecordKind::Trailer => self.trailer(&crc, header, bytes, sink),
                 Item::Record(header) if header.kind == RecordKind::Mark => {
@@ -361,17 +355,14 @@ impl LogScan {
         let at = walk.offset().min(len);
         self.damage(walk.crc.segment(), at, BLOCK_BYTES.min(len - at), kind);
         self.expected = None;
-        self.last_segment_used = true;
     }
 
     fn marks(&mut self, crc: &SegmentCrc, bytes: &[u8]) {
-        self.mark_sequence = 0;
         for offset in MARK_SLOTS {
             match read_mark(crc, bytes, offset) {
                 MarkSlot::Valid(_, seal) => {
                     self.proven = self.proven.max(seal.durable_lsn);
                     self.oldest_segment = self.oldest_segment.max(seal.oldest_segment);
-                    self.mark_sequence = self.mark_sequence.max(seal.mark_sequence);
                 }
                 MarkSlot::Damaged(kind) => {
                     self.mark_damages.push(Damage {

@@ -375,3 +375,21 @@ fn incidents_are_told_once(io: IoChoice) {
         assert_eq!(wal.stats().damaged_reads, 1);
     });
 }
+
+/// With a bound on what may wait that is tighter than a quarter of a segment, the log named a limit that it then did not take.
+#[test]
+fn the_largest_payload_that_a_log_names_is_taken_and_no_larger_one() {
+    for pending_bytes_max in [64 << 10, (64 << 10) + 40, 96 << 10] {
+        let dir = Dir::disk();
+        run_on(IoChoice::Posix, async {
+            let (wal, _) =
+                support::open_with(&dir, WalOptions { pending_bytes_max, ..WalOptions::small() }).await.expect("opens");
+            let largest = wal.payload_bytes_max();
+            let append =
+                |index, bytes| support::try_append_payload(&wal, G, 1, position(1, index), &vec![index as u8; bytes]);
+            let refused = append(1, largest + 1);
+            assert!(matches!(refused, Err(WalError::TooLarge { .. })), "{refused:?}");
+            wal.durable(append(1, largest).expect("taken")).await.expect("durable");
+        });
+    }
+}

@@ -262,8 +262,7 @@ impl GroupLog for WalLog {
     }
 
     fn entry_bytes_max(&self) -> usize {
-        let wal = &self.0.wal;
-        wal.payload_bytes_max().min(wal.append_bytes_max() - RECORD_OVERHEAD_BYTES)
+        self.0.wal.payload_bytes_max()
     }
 
     fn promise(&self, entries: usize, bytes: usize) -> Result<Option<Promise>, WalError> {
