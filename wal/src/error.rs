@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::format::{Revision, SegmentHeaderFault};
+use crate::format::{REVISION, Revision, SegmentHeaderFault};
 use crate::scan::Damage;
 use crate::token::{FencingToken, TokenError};
 use crate::types::{GroupId, LogId, LogPosition, SegmentId, Vote};
@@ -104,6 +104,14 @@ pub enum WalError {
         path: PathBuf,
         /// How that shows.
         reason: Foreign,
+    },
+    /// A segment of a newer format revision.
+    #[error("{path}: a log segment of revision {found}, and this build reads up to {REVISION}. Run the version of gristmill that wrote it, or a newer one; nothing was changed", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// In the file.
+        found: Revision,
     },
     /// An option makes no sense.
     #[error("log option {option}: {reason}")]
@@ -231,7 +239,7 @@ pub enum Foreign {
     /// Right name, wrong content.
     #[error("not a segment of this log: {0}")]
     Header(SegmentHeaderFault),
-    /// A revision that another build writes.
+    /// A revision that an older build wrote.
     #[error("a log segment of revision {0}, which this build does not read")]
     Revision(Revision),
     /// A segment of another log.

@@ -25,7 +25,9 @@ use crate::file::{
     FileName, LogShape, SegmentFile, adopt_spare, create_spare, free_segment, open_segment, parse_name, segment_name,
     sync_dir,
 };
-use crate::format::{RecordHeader, SegmentCrc, SegmentHeader, SegmentHeaderFault, TrailerHash, is_part_of_magic};
+use crate::format::{
+    REVISION, RecordHeader, SegmentCrc, SegmentHeader, SegmentHeaderFault, TrailerHash, is_part_of_magic,
+};
 use crate::inner::{Resume, Spare, Told, mark, mark_slot};
 use crate::limits::{BLOCK_BYTES, DATA_OFFSET};
 use crate::options::WalOptions;
@@ -197,14 +199,7 @@ fn draw_log_id() -> LogId {
 /// Lists the directory and checks every header; changes nothing.
 pub(crate) async fn list(dir: &Path, log: Option<LogNumber>) -> Result<Listing, WalError> {
     let entries = fs::read_dir(dir).await.map_err(|error| WalError::io("list", dir, &error))?;
-    let mut listing = Listing {
-        segments: BTreeMap::new(),
-        spares: Vec::new(),
-        highest: SegmentId(0),
-        oldest: SegmentId(0),
-        log_id: None,
-        segment_bytes: 0,
-    };
+    let mut listing = Listing::new();
     for entry in entries {
         let path = dir.join(&entry.name);
         // A mount point brings its own directory.
@@ -214,7 +209,8 @@ pub(crate) async fn list(dir: &Path, log: Option<LogNumber>) -> Result<Listing, 
         match entry.name.to_str().and_then(parse_name).filter(|_| entry.kind == FileKind::File) {
             Some(FileName::Segment(id)) => {
                 listing.highest = listing.highest.max(id);
-                check_segment(&path, id, log, &mut listing).await?;
+                let (head, len) = read_head(&path).await?;
+                listing.add(&path, check_header(&path, id, &head, len)?, &head, log)?;
             }
             Some(FileName::Spare(id)) => {
                 listing.highest = listing.highest.max(id);
@@ -228,7 +224,8 @@ pub(crate) async fn list(dir: &Path, log: Option<LogNumber>) -> Result<Listing, 
     Ok(listing)
 }
 
-async fn read_head(path: &Path) -> Result<(Vec<u8>, u64), WalError> {
+/// Header and mark slots of a segment file, as far as they are there, and the file's length.
+pub(crate) async fn read_head(path: &Path) -> Result<(Vec<u8>, u64), WalError> {
     let failed = |error: &std::io::Error| WalError::io("read", path, error);
     let file = fs::File::open(path).await.map_err(|error| failed(&error))?;
     let len = file.metadata().await.map_err(|error| failed(&error))?.len;
@@ -237,54 +234,84 @@ async fn read_head(path: &Path) -> Result<(Vec<u8>, u64), WalError> {
     Ok((head, len))
 }
 
-async fn check_segment(
-    path: &Path,
-    id: SegmentId,
-    log: Option<LogNumber>,
-    listing: &mut Listing,
-) -> Result<(), WalError> {
-    let foreign = |reason| WalError::Foreign { path: path.to_owned(), reason };
-    let field = |field, found, expected| foreign(Foreign::Field { field, found, expected });
-    let (head, len) = read_head(path).await?;
-    let header = match SegmentHeader::decode(&head) {
-        Ok(header) => header,
-        Err(fault @ SegmentHeaderFault::Magic { .. }) => return Err(foreign(Foreign::Header(fault))),
-        Err(SegmentHeaderFault::Revision { found }) => return Err(foreign(Foreign::Revision(found))),
-        Err(fault) => {
-            let kind = DamageKind::SegmentHeader(fault);
-            let damage = Box::new(Damage { segment: id, offset: 0, bytes: BLOCK_BYTES as u64, kind, lsn: Lsn(0) });
-            return Err(WalError::Corrupt { path: path.to_owned(), damage });
-        }
+/// What a segment file is by its header: `head` are its first blocks, `len` is its length, `id` what its name says. An error of a header that
+/// is damaged, or of a file that belongs elsewhere.
+pub(crate) fn check_header(path: &Path, id: SegmentId, head: &[u8], len: u64) -> Result<SegmentHeader, WalError> {
+    let corrupt = |bytes, kind| {
+        let damage = Box::new(Damage { segment: id, offset: 0, bytes, kind, lsn: Lsn(0) });
+        Err(WalError::Corrupt { path: path.to_owned(), damage })
     };
-    let expected = *listing.log_id.get_or_insert(header.log_id);
-    if header.log_id != expected {
-        return Err(foreign(Foreign::OtherLog { found: header.log_id, expected }));
-    }
+    let foreign = |reason| Err(WalError::Foreign { path: path.to_owned(), reason });
+    let header = match SegmentHeader::decode(head) {
+        Ok(header) => header,
+        Err(fault @ SegmentHeaderFault::Magic { .. }) => return foreign(Foreign::Header(fault)),
+        Err(SegmentHeaderFault::Revision { found }) if found > REVISION => {
+            return Err(WalError::Newer { path: path.to_owned(), found });
+        }
+        Err(SegmentHeaderFault::Revision { found }) => return foreign(Foreign::Revision(found)),
+        Err(fault) => return corrupt(BLOCK_BYTES as u64, DamageKind::SegmentHeader(fault)),
+    };
     if header.segment != id {
-        return Err(field("segment", header.segment.0, id.0));
-    }
-    if let Some(log) = log.filter(|log| *log != header.log) {
-        return Err(field("log number", u64::from(header.log.0), u64::from(log.0)));
-    }
-    if listing.segment_bytes != 0 && header.segment_bytes != listing.segment_bytes {
-        return Err(field("segment size", header.segment_bytes, listing.segment_bytes));
+        return foreign(Foreign::Field { field: "segment", found: header.segment.0, expected: id.0 });
     }
     if len != header.segment_bytes {
-        return Err(field("file length", len, header.segment_bytes));
+        let (found, expected) = (len, header.segment_bytes);
+        return corrupt(found, DamageKind::Length { found, expected });
     }
-    listing.segment_bytes = header.segment_bytes;
-    let crc = SegmentCrc::new(header.log_id, id);
-    for slot in MARK_SLOTS {
-        if let MarkSlot::Valid(_, seal) = read_mark(&crc, &head, slot) {
-            listing.oldest = listing.oldest.max(seal.oldest_segment);
+    Ok(header)
+}
+
+impl Listing {
+    pub fn new() -> Listing {
+        Listing {
+            segments: BTreeMap::new(),
+            spares: Vec::new(),
+            highest: SegmentId(0),
+            oldest: SegmentId(0),
+            log_id: None,
+            segment_bytes: 0,
         }
     }
-    listing.segments.insert(id, header);
-    Ok(())
+
+    /// Takes a segment among the others of its log.
+    pub fn add(
+        &mut self,
+        path: &Path,
+        header: SegmentHeader,
+        head: &[u8],
+        log: Option<LogNumber>,
+    ) -> Result<(), WalError> {
+        let foreign = |reason| WalError::Foreign { path: path.to_owned(), reason };
+        let field = |field, found, expected| foreign(Foreign::Field { field, found, expected });
+        let expected = *self.log_id.get_or_insert(header.log_id);
+        if header.log_id != expected {
+            return Err(foreign(Foreign::OtherLog { found: header.log_id, expected }));
+        }
+        if let Some(log) = log.filter(|log| *log != header.log) {
+            return Err(field("log number", u64::from(header.log.0), u64::from(log.0)));
+        }
+        if self.segment_bytes != 0 && header.segment_bytes != self.segment_bytes {
+            return Err(field("segment size", header.segment_bytes, self.segment_bytes));
+        }
+        self.segment_bytes = header.segment_bytes;
+        self.oldest = self.oldest.max(oldest_told(&header, head));
+        self.segments.insert(header.segment, header);
+        Ok(())
+    }
+}
+
+/// Highest segment that the marks of a segment name as the oldest needed one.
+pub(crate) fn oldest_told(header: &SegmentHeader, head: &[u8]) -> SegmentId {
+    let crc = SegmentCrc::new(header.log_id, header.segment);
+    let told = MARK_SLOTS.into_iter().map(|slot| match read_mark(&crc, head, slot) {
+        MarkSlot::Valid(_, seal) => seal.oldest_segment,
+        _ => SegmentId(0),
+    });
+    told.max().unwrap_or_default()
 }
 
 /// A spare holds nothing that is needed, but it must be ours: zeros at its head, or a segment's header, or what a power cut left of one.
-async fn check_spare(path: &Path) -> Result<Option<SegmentHeader>, WalError> {
+pub(crate) async fn check_spare(path: &Path) -> Result<Option<SegmentHeader>, WalError> {
     let (head, _) = read_head(path).await?;
     match SegmentHeader::decode(&head) {
         Ok(header) => Ok(Some(header)),
@@ -344,11 +371,10 @@ async fn scan_from_oldest(
     let mut from = listing.oldest;
     loop {
         let (scan, replay) = scan_from(shape, listing, from, progress).await?;
-        let unneeded = scan.damages.first().is_some_and(|damage| damage.segment < scan.oldest_segment);
-        if !unneeded || scan.oldest_segment <= from {
-            return Ok((scan, replay));
+        match scan.restart(from) {
+            Some(later) => from = later,
+            None => return Ok((scan, replay)),
         }
-        from = scan.oldest_segment;
     }
 }
 

@@ -85,6 +85,14 @@ pub enum DamageKind {
     /// The segment's header.
     #[error("damaged segment header: {0}")]
     SegmentHeader(crate::format::SegmentHeaderFault),
+    /// The segment's file has not the length that its header says.
+    #[error("this segment of the log was {change}: the file has {found} bytes, its header says {expected}", change = if found < expected { "cut short" } else { "made longer" })]
+    Length {
+        /// Of the file, in bytes.
+        found: u64,
+        /// In its header.
+        expected: u64,
+    },
 }
 
 impl fmt::Display for Damage {
@@ -533,6 +541,13 @@ impl LogScan {
         } else {
             Verdict::Clean
         }
+    }
+
+    /// After the last segment, of a scan that began at `from`: where to begin another one, because the first damage lies in a segment that
+    /// a later one declares unneeded.
+    pub fn restart(&self, from: SegmentId) -> Option<SegmentId> {
+        let unneeded = self.damages.first().is_some_and(|damage| damage.segment < self.oldest_segment);
+        (unneeded && self.oldest_segment > from).then_some(self.oldest_segment)
     }
 
     /// The damage to name when the verdict is [`Verdict::Corrupt`].

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use gristmill_shardexec::time::sleep;
 use gristmill_shardexec::yield_now;
-use gristmill_wal::format::{RecordKind, SegmentCrc, SegmentHeader, block_ceil};
+use gristmill_wal::format::{RecordKind, Revision, SegmentCrc, SegmentHeader, block_ceil};
 use gristmill_wal::inspect::{FindingClass, LogFiles, Verification, find_logs, verify};
 use gristmill_wal::limits::{BLOCK_BYTES, DATA_OFFSET};
-use gristmill_wal::scan::{BatchSink, GoodBatch, Item, LogScan, MARK_SLOTS, Verdict, Walk};
+use gristmill_wal::scan::{BatchSink, DamageKind, GoodBatch, Item, LogScan, MARK_SLOTS, Verdict, Walk};
 use gristmill_wal::{GroupId, Home, Lsn, ReplayFault, SegmentId, Vote, WalError, WalOptions};
 use support::{Dir, append, indexes, open, open_path, position, run};
 
@@ -144,7 +144,6 @@ fn a_flipped_bit_in_a_file_is_named_and_refused() {
                 assert_eq!(named, path);
                 assert!(damage.offset <= byte as u64, "byte {byte}: {damage}");
             }
-            Some(WalError::Foreign { path: named, .. }) => assert!(named == path && byte < BLOCK_BYTES),
             other => panic!("byte {byte}: {other:?}"),
         }
         assert!(std::fs::read(&path).expect("read") == flipped, "the bytes are untouched");
@@ -480,4 +479,43 @@ fn a_misdirected_batch_is_noticed() {
         let error = run(open_path(&dir.log(), WalOptions::small())).err().expect("refused");
         assert!(error.to_string().contains("belongs to segment"), "{error}");
     }
+}
+
+/// They were told to move such a file out of the log's directory, which would have lost what it holds.
+#[test]
+fn a_segment_of_another_length_is_damage_and_one_of_a_newer_revision_is_not_foreign() {
+    let dir = Dir::disk();
+    let path = small_log(&dir);
+    let whole = std::fs::read(&path).expect("read");
+    let refused = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).expect("written");
+        let error = run(open_path(&dir.log(), WalOptions::small())).err().expect("refused");
+        assert!(std::fs::read(&path).expect("read") == bytes, "the bytes are untouched");
+        assert!(error.to_string().contains(path.to_str().expect("UTF-8")), "{error}");
+        assert!(!error.to_string().contains("Move it out"), "{error}");
+        error
+    };
+    let longer = [&whole[..], &[0; BLOCK_BYTES]].concat();
+    for (bytes, word) in [(&whole[..whole.len() - BLOCK_BYTES], "cut short"), (&longer, "made longer")] {
+        let error = refused(bytes);
+        let WalError::Corrupt { damage, .. } = &error else { panic!("{error}") };
+        let (found, expected) = (bytes.len() as u64, whole.len() as u64);
+        assert_eq!(damage.kind, DamageKind::Length { found, expected });
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    for (major, minor) in [(2, 2), (3, 0)] {
+        let mut newer = whole.clone();
+        newer[4..8].copy_from_slice(&[major, 0, minor, 0]);
+        // That version's own CRC.
+        newer[8] ^= 1;
+        let error = refused(&newer);
+        let found = Revision { major: u16::from(major), minor: u16::from(minor) };
+        assert_eq!(error, WalError::Newer { path: path.clone(), found });
+        assert!(error.to_string().contains("newer"), "{error}");
+    }
+    let mut rotten = whole.clone();
+    rotten[6] ^= 2;
+    assert!(matches!(refused(&rotten), WalError::Corrupt { .. }), "a flipped bit makes no new version");
+    std::fs::write(&path, &whole).expect("written");
+    run(open_path(&dir.log(), WalOptions::small())).expect("opens");
 }

@@ -105,19 +105,30 @@ impl SegmentHeader {
             return Err(SegmentHeaderFault::Missing);
         }
         let magic = u32_at(block, 0);
+        let revision = Revision { major: u16_at(block, 4), minor: u16_at(block, 6) };
+        let (found, computed) = (u32_at(block, 8), Self::crc(block));
+        if found != computed && Self::is_ours_but_for_its_start(block, found) {
+            return Err(SegmentHeaderFault::Crc { found, computed });
+        }
         if magic != MAGIC {
             return Err(SegmentHeaderFault::Magic { found: magic });
         }
-        let revision = Revision { major: u16_at(block, 4), minor: u16_at(block, 6) };
-        let segment = SegmentId(u64_at(block, 16));
-        let (found, computed) = (u32_at(block, 8), Self::crc(block));
         if revision != REVISION {
             return Err(SegmentHeaderFault::Revision { found: revision });
         }
         if found != computed {
             return Err(SegmentHeaderFault::Crc { found, computed });
         }
-        Self::decode_fields(block, segment)
+        Self::decode_fields(block, SegmentId(u64_at(block, 16)))
+    }
+
+    /// Whether the CRC holds with our magic and revision in their place: what stands there is rot, not another program or version.
+    fn is_ours_but_for_its_start(block: &[u8; BLOCK_BYTES], crc: u32) -> bool {
+        let mut ours = *block;
+        put(&mut ours, 0, &MAGIC.to_le_bytes());
+        put(&mut ours, 4, &REVISION.major.to_le_bytes());
+        put(&mut ours, 6, &REVISION.minor.to_le_bytes());
+        Self::crc(&ours) == crc
     }
 
     fn decode_fields(block: &[u8; BLOCK_BYTES], segment: SegmentId) -> Result<SegmentHeader, SegmentHeaderFault> {
@@ -185,7 +196,8 @@ mod tests {
         for bit in 0..BLOCK_BYTES * 8 {
             let mut flipped = block;
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(SegmentHeader::decode(&flipped).is_err(), "bit {bit}");
+            let fault = SegmentHeader::decode(&flipped).expect_err("a flipped bit");
+            assert!(matches!(fault, SegmentHeaderFault::Crc { .. }), "bit {bit} is damage, not another file: {fault}");
         }
     }
 
