@@ -14,8 +14,8 @@ use gristmill_shardexec::time::WallClock;
 use crate::error::{Foreign, WalError};
 use crate::file::{FileName, parse_name};
 use crate::format::{MAGIC, REVISION, RecordHeader, RecordKind, Revision, Seal, SegmentCrc, SegmentHeader, array_at};
-use crate::limits::{BLOCK_BYTES, RECORD_HEADER_BYTES, SEGMENT_BYTES_MAX};
-use crate::recovery::Replay;
+use crate::limits::{BLOCK_BYTES, DATA_OFFSET, RECORD_HEADER_BYTES, SEGMENT_BYTES_MAX};
+use crate::recovery::{Listing, Replay, check_header, check_spare, read_head};
 use crate::scan::{Damage, DamageKind, Item, LogScan, MARK_SLOTS, MarkSlot, Verdict, Walk, read_mark};
 use crate::token::FencingToken;
 use crate::types::{GroupId, LogId, LogNumber, Lsn, SegmentId};
@@ -54,10 +54,12 @@ pub async fn find_logs(path: &Path) -> Result<Vec<LogFiles>, WalError> {
 }
 
 async fn single_file(path: &Path) -> Result<LogFiles, WalError> {
-    let bytes = read_file(path).await?;
-    let reason = |fault| WalError::Foreign { path: path.to_owned(), reason: Foreign::Header(fault) };
-    let header = SegmentHeader::decode(&bytes).map_err(reason)?;
-    let segments = BTreeMap::from([(header.segment, path.to_owned())]);
+    let (head, len) = read_head(path).await?;
+    let segment = match SegmentHeader::decode(&head) {
+        Ok(header) => header.segment,
+        Err(_) => check_header(path, SegmentId(0), &head, len)?.segment,
+    };
+    let segments = BTreeMap::from([(segment, path.to_owned())]);
     Ok(LogFiles { path: path.to_owned(), segments, spares: Vec::new(), strangers: Vec::new() })
 }
 
@@ -69,7 +71,8 @@ async fn list(dir: &Path) -> Result<LogFiles, WalError> {
         match (entry.kind, entry.name.to_str().and_then(parse_name)) {
             (FileKind::File, Some(FileName::Segment(id))) => drop(files.segments.insert(id, path)),
             (FileKind::File, Some(FileName::Spare(_))) => files.spares.push(path),
-            (FileKind::Dir, _) => {}
+            // As recovery: a mount point brings its own directory.
+            (FileKind::Dir, _) if entry.name == "lost+found" => {}
             _ => files.strangers.push(path),
         }
     }
@@ -109,6 +112,8 @@ pub struct LogSummary {
     pub token_highest: FencingToken,
     /// What recovery would find.
     pub verdict: Verdict,
+    /// Why recovery would refuse the log whatever its records say: a file that is missing, damaged at its head, or none of the log's.
+    pub refused: Option<String>,
     /// The damage that recovery would name first.
     pub first_damage: Option<(PathBuf, Damage)>,
 }
@@ -151,10 +156,13 @@ pub struct GroupSummary {
 pub async fn inspect(files: &LogFiles) -> Result<LogSummary, WalError> {
     let mut segments = Vec::new();
     let scanned = scan(files, |file, bytes| segments.push(summarise_segment(file, bytes))).await?;
-    let header = scanned.header.ok_or_else(|| WalError::Foreign {
-        path: files.path.clone(),
-        reason: Foreign::Header(crate::format::SegmentHeaderFault::Missing),
-    })?;
+    let refused = scanned.refusals.first().map(ToString::to_string);
+    let refused = refused.or_else(|| missing_segments(files, &scanned).pop().map(|finding| finding.reason));
+    let Some(header) = scanned.header else {
+        let nothing = Foreign::Header(crate::format::SegmentHeaderFault::Missing);
+        let nothing = WalError::Foreign { path: files.path.clone(), reason: nothing };
+        return Err(scanned.refusals.into_iter().next().unwrap_or(nothing));
+    };
     let state = scanned.replay.state;
     let mut groups: Vec<GroupSummary> = state
         .groups
@@ -167,12 +175,17 @@ pub async fn inspect(files: &LogFiles) -> Result<LogSummary, WalError> {
         })
         .collect();
     groups.sort_unstable_by_key(|group| group.group);
-    let verdict = scanned.scan.verdict();
-    let first = if verdict == Verdict::Corrupt {
+    let verdict = if refused.is_some() { Verdict::Corrupt } else { scanned.scan.verdict() };
+    let in_a_header = scanned.refusals.iter().find_map(|refusal| match refusal {
+        WalError::Corrupt { path, damage } => Some((path.clone(), Damage::clone(damage))),
+        _ => None,
+    });
+    let first = if scanned.scan.verdict() == Verdict::Corrupt {
         Some(scanned.scan.corruption())
     } else {
         scanned.scan.damages.first().cloned()
     };
+    segments.retain(|segment: &SegmentSummary| segment.segment >= scanned.from);
     Ok(LogSummary {
         path: files.path.clone(),
         magic: MAGIC,
@@ -187,7 +200,8 @@ pub async fn inspect(files: &LogFiles) -> Result<LogSummary, WalError> {
         last_lsn: scanned.scan.good_lsn,
         proven_lsn: scanned.scan.proven,
         verdict,
-        first_damage: first.map(|damage| (files.segments[&damage.segment].clone(), damage)),
+        refused,
+        first_damage: in_a_header.or(first.map(|damage| (files.segments[&damage.segment].clone(), damage))),
     })
 }
 
@@ -287,7 +301,7 @@ pub enum FindingClass {
     TornTail,
     /// A mark: it lowers what can be proven, and loses nothing.
     Mark,
-    /// A file that does not belong there, or whose header says so.
+    /// A file that does not belong there, or whose header says so, or of a newer version.
     Foreign,
 }
 
@@ -336,13 +350,11 @@ impl Verification {
 pub async fn verify(files: &LogFiles) -> Result<Verification, WalError> {
     let scanned = scan(files, |_, _| ()).await?;
     let LogScan { proven, good_lsn, batches, records, .. } = scanned.scan;
-    let mut findings = scanned.findings;
-    for stranger in &files.strangers {
-        findings.push(foreign(stranger, &Foreign::Name));
-    }
+    let mut findings: Vec<Finding> = scanned.refusals.iter().map(finding_of).collect();
+    let corrupt = scanned.scan.verdict() == Verdict::Corrupt;
     let class_of = |damage: &Damage| match damage.kind {
         DamageKind::Contradiction { .. } | DamageKind::SegmentHeader(_) => FindingClass::Corruption,
-        _ if scanned.scan.verdict() == Verdict::Corrupt && damage.lsn <= proven => FindingClass::Corruption,
+        _ if corrupt && damage.lsn <= proven => FindingClass::Corruption,
         _ => FindingClass::TornTail,
     };
     let of_damage = |damage: &Damage, class| Finding {
@@ -352,12 +364,16 @@ pub async fn verify(files: &LogFiles) -> Result<Verification, WalError> {
         class,
         reason: damage.kind.to_string(),
     };
-    findings.extend(scanned.scan.damages.iter().map(|damage| of_damage(damage, class_of(damage))));
+    for (number, damage) in scanned.scan.damages.iter().enumerate() {
+        // Of a corrupt log recovery names the first one.
+        let class = if corrupt && number == 0 { FindingClass::Corruption } else { class_of(damage) };
+        findings.push(of_damage(damage, class));
+    }
     findings.extend(scanned.scan.mark_damages.iter().map(|damage| of_damage(damage, FindingClass::Mark)));
-    if scanned.scan.verdict() == Verdict::Corrupt && scanned.scan.damages.is_empty() {
+    if corrupt && scanned.scan.damages.is_empty() {
         findings.push(of_damage(&scanned.scan.corruption(), FindingClass::Corruption));
     }
-    findings.extend(missing_segments(files, &scanned.scan, &scanned.replay));
+    findings.extend(missing_segments(files, &scanned));
     findings.sort_by(|a, b| (&a.path, a.offset).cmp(&(&b.path, b.offset)));
     let segments = files.segments.len();
     let path = files.path.clone();
@@ -365,7 +381,8 @@ pub async fn verify(files: &LogFiles) -> Result<Verification, WalError> {
 }
 
 /// Segments that the others speak of. A single file says nothing about its neighbours.
-fn missing_segments(files: &LogFiles, scan: &LogScan, replay: &Replay) -> Vec<Finding> {
+fn missing_segments(files: &LogFiles, scanned: &Scanned) -> Vec<Finding> {
+    let Scanned { scan, replay, .. } = scanned;
     if files.segments.values().any(|path| *path == files.path) {
         return Vec::new();
     }
@@ -382,8 +399,21 @@ fn missing_segments(files: &LogFiles, scan: &LogScan, replay: &Replay) -> Vec<Fi
     findings
 }
 
-fn foreign(path: &Path, reason: &Foreign) -> Finding {
-    Finding { path: path.to_owned(), offset: 0, bytes: 0, class: FindingClass::Foreign, reason: reason.to_string() }
+/// A file that recovery would refuse.
+fn finding_of(refusal: &WalError) -> Finding {
+    let finding =
+        |path: &Path, bytes, class, reason| Finding { path: path.to_owned(), offset: 0, bytes, class, reason };
+    match refusal {
+        WalError::Corrupt { path, damage } => {
+            finding(path, damage.bytes, FindingClass::Corruption, damage.kind.to_string())
+        }
+        WalError::Foreign { path, reason } => finding(path, 0, FindingClass::Foreign, reason.to_string()),
+        WalError::Newer { path, found } => {
+            let reason = format!("revision {found}, newer than {REVISION}; run the version of gristmill that wrote it");
+            finding(path, 0, FindingClass::Foreign, reason)
+        }
+        other => unreachable!("the check of a header does not end in: {other}"),
+    }
 }
 
 /// A file while it is in memory.
@@ -397,85 +427,84 @@ struct ScannedFile<'a> {
 struct Scanned {
     scan: LogScan,
     replay: Replay,
-    findings: Vec<Finding>,
-    /// Of the last segment that has one.
+    /// Where the scan that counts began.
+    from: SegmentId,
+    /// For each file that keeps recovery from scanning at all, what it would say.
+    refusals: Vec<WalError>,
+    /// Of any segment that has one.
     header: Option<SegmentHeader>,
 }
 
 /// Reads and scans file by file; `visit` sees each in memory.
 async fn scan(files: &LogFiles, mut visit: impl FnMut(&ScannedFile<'_>, &[u8])) -> Result<Scanned, WalError> {
-    let mut scanned =
-        Scanned { scan: LogScan::default(), replay: Replay::default(), findings: Vec::new(), header: None };
-    for (&id, path) in files.segments.range(oldest_needed(files).await?..) {
+    let (listing, refusals) = check_files(files).await?;
+    let mut from = listing.oldest;
+    let (mut scan, mut replay) = scan_from(files, from, &listing, &mut visit).await?;
+    while let Some(later) = scan.restart(from) {
+        from = later;
+        (scan, replay) = scan_from(files, from, &listing, &mut |_, _| ()).await?;
+    }
+    let header = listing.segments.values().next().copied();
+    Ok(Scanned { scan, replay, from, refusals, header })
+}
+
+/// Checks the heads of all files as recovery does, but goes on after a refusal.
+async fn check_files(files: &LogFiles) -> Result<(Listing, Vec<WalError>), WalError> {
+    let mut listing = Listing::new();
+    let mut refusals = Vec::new();
+    for (&id, path) in &files.segments {
+        let (head, len) = read_head(path).await?;
+        // Opening knows the log's number; here the first segment says it.
+        let log = listing.segments.values().next().map(|first| first.log);
+        let checked = check_header(path, id, &head, len).and_then(|header| listing.add(path, header, &head, log));
+        refusals.extend(checked.err());
+    }
+    for path in &files.spares {
+        match check_spare(path).await {
+            Ok(_) => {}
+            Err(error @ WalError::Io(_)) => return Err(error),
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    let stranger = |path: &PathBuf| WalError::Foreign { path: path.clone(), reason: Foreign::Name };
+    refusals.extend(files.strangers.iter().map(stranger));
+    Ok((listing, refusals))
+}
+
+async fn scan_from(
+    files: &LogFiles,
+    from: SegmentId,
+    listing: &Listing,
+    visit: &mut impl FnMut(&ScannedFile<'_>, &[u8]),
+) -> Result<(LogScan, Replay), WalError> {
+    let mut pair = (LogScan::default(), Replay::default());
+    for (&id, path) in files.segments.range(from..) {
         let bytes = read_file(path).await?;
-        let Some(file) = check_header(id, path, &bytes, &mut scanned) else { continue };
+        let Some(file) = identify(id, path, &bytes, listing) else { continue };
         visit(&file, &bytes);
         let crc = file.crc;
-        let Scanned { mut scan, mut replay, findings, header } = scanned;
+        let (mut scan, mut replay) = pair;
         let outcome = offload(move || {
             scan.segment(crc, &bytes, &mut replay);
             (scan, replay)
         });
-        let (scan, replay) =
-            outcome.await.map_err(|error| WalError::io("scan", path, &std::io::Error::other(error.to_string())))?;
-        scanned = Scanned { scan, replay, findings, header };
+        pair = outcome.await.map_err(|error| WalError::io("scan", path, &std::io::Error::other(error.to_string())))?;
     }
-    Ok(scanned)
+    Ok(pair)
 }
 
-/// Segments that were freed and wait for recycling are left out, as recovery does.
-async fn oldest_needed(files: &LogFiles) -> Result<SegmentId, WalError> {
-    let mut oldest = SegmentId(0);
-    for path in files.segments.values() {
-        let bytes = read_head(path).await?;
-        let Ok(header) = SegmentHeader::decode(&bytes) else { continue };
-        let crc = SegmentCrc::new(header.log_id, header.segment);
-        for slot in MARK_SLOTS.into_iter().filter(|slot| slot + BLOCK_BYTES <= bytes.len()) {
-            if let MarkSlot::Valid(_, seal) = read_mark(&crc, &bytes, slot) {
-                oldest = oldest.max(seal.oldest_segment);
-            }
-        }
-    }
-    Ok(oldest)
-}
-
-async fn read_head(path: &Path) -> Result<Vec<u8>, WalError> {
-    let failed = |error: std::io::Error| WalError::io("read", path, &error);
-    let file = fs::File::open(path).await.map_err(failed)?;
-    let (read, mut head) = file.read_at(vec![0; crate::limits::DATA_OFFSET], 0).await;
-    head.truncate(read.map_err(failed)?);
-    Ok(head)
-}
-
-/// `None` when nothing behind the header can be made sense of.
-fn check_header<'a>(id: SegmentId, path: &'a Path, bytes: &[u8], scanned: &mut Scanned) -> Option<ScannedFile<'a>> {
-    let finding = |class, reason: String| Finding {
-        path: path.to_owned(),
-        offset: 0,
-        bytes: BLOCK_BYTES.min(bytes.len()) as u64,
-        class,
-        reason,
-    };
-    let header = match SegmentHeader::decode(bytes) {
-        Ok(header) => {
-            if header.segment != id || header.segment_bytes != bytes.len() as u64 {
-                let reason = format!("the header is of {} with {} bytes", header.segment, header.segment_bytes);
-                scanned.findings.push(finding(FindingClass::Foreign, reason));
-                return None;
-            }
-            scanned.header = Some(header);
-            Some(header)
-        }
-        Err(fault) => {
-            let kind = DamageKind::SegmentHeader(fault);
-            scanned.findings.push(finding(FindingClass::Corruption, kind.to_string()));
-            None
-        }
-    };
-    if bytes.len() < crate::limits::DATA_OFFSET {
+/// `None` when the file is none of the log's, or too short to hold anything.
+fn identify<'a>(id: SegmentId, path: &'a Path, bytes: &[u8], listing: &Listing) -> Option<ScannedFile<'a>> {
+    if bytes.len() < DATA_OFFSET {
         return None;
     }
+    let header = match check_header(path, id, bytes, bytes.len() as u64) {
+        Ok(_) => Some(*listing.segments.get(&id)?),
+        // Cut short, or made longer.
+        Err(WalError::Corrupt { .. }) => SegmentHeader::decode(bytes).ok(),
+        Err(_) => return None,
+    };
     // With a damaged header the ids come from the name, the neighbours, or what is left of the header itself.
-    let log_id = header.or(scanned.header).map_or_else(|| LogId(array_at(bytes, 24)), |header| header.log_id);
+    let log_id = header.map(|header| header.log_id).or(listing.log_id).unwrap_or_else(|| LogId(array_at(bytes, 24)));
     Some(ScannedFile { path, crc: SegmentCrc::new(log_id, id), header })
 }

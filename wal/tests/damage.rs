@@ -9,7 +9,7 @@ use std::time::Duration;
 use gristmill_shardexec::time::sleep;
 use gristmill_shardexec::yield_now;
 use gristmill_wal::format::{RecordKind, Revision, SegmentCrc, SegmentHeader, block_ceil};
-use gristmill_wal::inspect::{FindingClass, LogFiles, Verification, find_logs, verify};
+use gristmill_wal::inspect::{FindingClass, LogFiles, Verification, find_logs, inspect, verify};
 use gristmill_wal::limits::{BLOCK_BYTES, DATA_OFFSET};
 use gristmill_wal::scan::{BatchSink, DamageKind, GoodBatch, Item, LogScan, MARK_SLOTS, Verdict, Walk};
 use gristmill_wal::{GroupId, Home, Lsn, ReplayFault, SegmentId, Vote, WalError, WalOptions};
@@ -518,4 +518,164 @@ fn a_segment_of_another_length_is_damage_and_one_of_a_newer_revision_is_not_fore
     assert!(matches!(refused(&rotten), WalError::Corrupt { .. }), "a flipped bit makes no new version");
     std::fs::write(&path, &whole).expect("written");
     run(open_path(&dir.log(), WalOptions::small())).expect("opens");
+}
+
+/// What a log is like, for recovery and for the tools.
+#[derive(Debug, PartialEq, Eq)]
+enum Judgement {
+    Whole,
+    Torn,
+    Refused,
+}
+
+fn by_recovery(log: &Path) -> Judgement {
+    match run(open_path(log, WalOptions::small())) {
+        Ok((_, report)) if report.torn.is_some() => Judgement::Torn,
+        Ok(_) => Judgement::Whole,
+        Err(WalError::Io(failure)) => panic!("{failure}"),
+        Err(_) => Judgement::Refused,
+    }
+}
+
+fn by_verify(log: &Path) -> Judgement {
+    let found = run(verify_dir(log)).findings;
+    let has = |class| found.iter().any(|finding| finding.class == class);
+    if has(FindingClass::Corruption) || has(FindingClass::Foreign) {
+        Judgement::Refused
+    } else if has(FindingClass::TornTail) {
+        Judgement::Torn
+    } else {
+        Judgement::Whole
+    }
+}
+
+fn by_inspect(log: &Path) -> Judgement {
+    let files = run(find_logs(log)).expect("found").remove(0);
+    match run(inspect(&files)).map(|summary| summary.verdict) {
+        Ok(Verdict::Clean) => Judgement::Whole,
+        Ok(Verdict::Torn) => Judgement::Torn,
+        Ok(Verdict::Corrupt) | Err(_) => Judgement::Refused,
+    }
+}
+
+fn copy_log(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("created");
+    for entry in std::fs::read_dir(from).expect("listed") {
+        let path = entry.expect("entry").path();
+        std::fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
+    }
+}
+
+/// A log whose first segment is needed no more but is still there, as after a crash before it lost its name.
+fn log_with_an_old_segment(dir: &Dir) -> Vec<PathBuf> {
+    let first = long_log(dir).swap_remove(0);
+    let kept = std::fs::read(&first).expect("read");
+    run(async {
+        let wal = open(dir).await;
+        wal.purge(G, position(1, 1400)).await.expect("purged");
+        wal.purge(H, position(1, 1400)).await.expect("purged");
+        for index in 31..=33 {
+            wal.durable(append(&wal, G, 1, index * 50 - 49..=index * 50)).await.expect("durable");
+        }
+        wal.close().await.expect("closed");
+    });
+    let paths: Vec<_> =
+        std::fs::read_dir(dir.log()).expect("listed").map(|entry| entry.expect("entry").path()).collect();
+    for spare in paths.iter().filter(|path| path.extension().is_some_and(|end| end == "tmp")) {
+        std::fs::remove_file(spare).expect("removed");
+    }
+    assert!(!first.exists(), "the test needs a segment that is not needed");
+    std::fs::write(&first, kept).expect("written");
+    let mut paths: Vec<_> =
+        std::fs::read_dir(dir.log()).expect("listed").map(|entry| entry.expect("entry").path()).collect();
+    paths.sort();
+    paths
+}
+
+fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = std::fs::read(path).expect("read");
+    change(&mut bytes);
+    std::fs::write(path, bytes).expect("written");
+}
+
+fn without_marks(log: &Path) {
+    for entry in std::fs::read_dir(log).expect("listed") {
+        change(&entry.expect("entry").path(), |bytes| bytes[BLOCK_BYTES..3 * BLOCK_BYTES].fill(0));
+    }
+}
+
+/// The tools scanned from the first segment on and once only: they called corrupt what recovery passes over as unneeded, and whole
+/// what it refuses for a head or a file that they had not looked at.
+#[test]
+fn the_tools_judge_a_damaged_log_as_recovery_does() {
+    type Damaging = Box<dyn Fn(&Path, &[PathBuf])>;
+    let in_log = |log: &Path, path: &Path| log.join(path.file_name().expect("a name"));
+    let mut damages: Vec<(String, Damaging)> = vec![
+        ("none".into(), Box::new(|_, _| ())),
+        ("no marks".into(), Box::new(|log, _| without_marks(log))),
+        ("a strange directory".into(), Box::new(|log, _| std::fs::create_dir(log.join("notes")).expect("created"))),
+        ("lost+found".into(), Box::new(|log, _| std::fs::create_dir(log.join("lost+found")).expect("created"))),
+        (
+            "a strange spare".into(),
+            Box::new(|log, _| std::fs::write(log.join("spare-000000000099.tmp"), [b'x'; 8192]).expect("written")),
+        ),
+    ];
+    for from_end in 1..=3 {
+        for marks in [true, false] {
+            let damaging = move |log: &Path, _: &[PathBuf]| {
+                if !marks {
+                    without_marks(log);
+                }
+                let (path, mut bytes, ends) = last_used_segment(log);
+                let torn = ends[ends.len().saturating_sub(from_end)];
+                bytes[torn..torn + BLOCK_BYTES].fill(0);
+                std::fs::write(path, bytes).expect("written");
+            };
+            damages.push((format!("trailer {from_end} from the end, marks: {marks}"), Box::new(damaging)));
+        }
+    }
+    for number in 0..3 {
+        for at in [3, 16, BLOCK_BYTES + 9, DATA_OFFSET + 9, DATA_OFFSET + 70_000] {
+            for marks in [true, false] {
+                let name = format!("byte {at} of file {number}, marks: {marks}");
+                let damaging = move |log: &Path, paths: &[PathBuf]| {
+                    if !marks {
+                        without_marks(log);
+                    }
+                    change(&in_log(log, &paths[number]), |bytes| bytes[at] ^= 1);
+                };
+                damages.push((name, Box::new(damaging)));
+            }
+        }
+        let gone = move |log: &Path, paths: &[PathBuf]| {
+            std::fs::remove_file(in_log(log, &paths[number])).expect("removed");
+        };
+        damages.push((format!("file {number} missing"), Box::new(gone)));
+        let short =
+            move |log: &Path, paths: &[PathBuf]| change(&in_log(log, &paths[number]), |bytes| bytes.truncate(99_328));
+        damages.push((format!("file {number} cut short"), Box::new(short)));
+    }
+    let (dirs, mut seen) = ([Dir::disk(), Dir::disk(), Dir::disk()], [0; 3]);
+    let crashed = vec![crashed_log(&dirs[2]).0; 3];
+    let logs = [long_log(&dirs[0]), log_with_an_old_segment(&dirs[1]), crashed];
+    for (dir, paths) in dirs.iter().zip(&logs) {
+        for (name, damage) in &damages {
+            let copy = Dir::disk();
+            copy_log(&dir.log(), &copy.log());
+            damage(&copy.log(), paths);
+            if find_nothing(&copy.log()) {
+                continue;
+            }
+            // The tools first: recovery cuts.
+            let tools = (by_verify(&copy.log()), by_inspect(&copy.log()));
+            let recovery = by_recovery(&copy.log());
+            assert_eq!((&tools.0, &tools.1), (&recovery, &recovery), "{name}, {}", paths[0].display());
+            seen[recovery as usize] += 1;
+        }
+    }
+    assert!(seen.iter().all(|&count| count > 2), "vacuous: {seen:?}");
+}
+
+fn find_nothing(log: &Path) -> bool {
+    run(find_logs(log)).expect("listed").is_empty()
 }

@@ -110,6 +110,7 @@ fn summary_json(summary: &LogSummary) -> Value {
         "proven_lsn": summary.proven_lsn.0,
         "highest_token": summary.token_highest.raw(),
         "verdict": format!("{:?}", summary.verdict),
+        "refused": summary.refused,
         "first_damage": summary.first_damage.as_ref().map(|(path, damage)| format!("{}: {damage}", path.display())),
     })
 }
@@ -144,6 +145,9 @@ fn summary_text(summary: &LogSummary) -> String {
         format!("  highest token {}", summary.token_highest),
         format!("  verdict {:?}", summary.verdict),
     ];
+    if let Some(refused) = &summary.refused {
+        lines.push(format!("  refused: {refused}"));
+    }
     if let Some((path, damage)) = &summary.first_damage {
         lines.push(format!("  first damage {}: {damage}", path.display()));
     }
