@@ -99,7 +99,10 @@ pub struct Progress {
 #[derive(Debug)]
 pub(crate) struct Listing {
     pub segments: BTreeMap<SegmentId, SegmentHeader>,
+    /// Files without an id that were written over their whole length.
     pub spares: Vec<PathBuf>,
+    /// Those that perhaps were not.
+    pub unfinished: Vec<PathBuf>,
     /// Highest number in any name or header.
     pub highest: SegmentId,
     /// Highest oldest segment named by a mark.
@@ -216,7 +219,8 @@ pub(crate) async fn list(dir: &Path, log: Option<LogNumber>) -> Result<Listing, 
                 listing.highest = listing.highest.max(id);
                 let header = check_spare(&path).await?;
                 listing.highest = listing.highest.max(header.map_or(SegmentId(0), |header| header.segment));
-                listing.spares.push(path);
+                // The header comes after the zeros. Without one a crash may have left a part of them, and space that is allocated only.
+                if header.is_some() { listing.spares.push(path) } else { listing.unfinished.push(path) }
             }
             None => return Err(WalError::Foreign { path, reason: Foreign::Name }),
         }
@@ -266,6 +270,7 @@ impl Listing {
         Listing {
             segments: BTreeMap::new(),
             spares: Vec::new(),
+            unfinished: Vec::new(),
             highest: SegmentId(0),
             oldest: SegmentId(0),
             log_id: None,
@@ -330,6 +335,7 @@ async fn create(
 ) -> Result<(LogShape, Resume, RecoveryReport), WalError> {
     // Half-made files of an earlier try: their sizes may differ, so they are made anew.
     remove_all(&listing.spares).await?;
+    remove_all(&listing.unfinished).await?;
     let first = SegmentId(listing.highest.0 + 1);
     let spare = create_spare(&shape, first).await?;
     let file = adopt_spare(&shape, &spare, first).await?;
@@ -452,6 +458,7 @@ async fn resume(
         file.write_durable(mark_block(&file, slot, told.durable, &seal), slot).await?;
     }
     let torn = cut(&shape, &listing, &scan, &file).await?;
+    remove_all(&listing.unfinished).await?;
     let mut spares: Vec<_> = listing.spares.iter().map(|path| Spare { path: path.clone(), was: None }).collect();
     let unneeded: Vec<_> = listing.segments.keys().filter(|id| **id < oldest || **id > current).copied().collect();
     for id in unneeded {

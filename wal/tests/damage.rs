@@ -520,6 +520,28 @@ fn a_segment_of_another_length_is_damage_and_one_of_a_newer_revision_is_not_fore
     run(open_path(&dir.log(), WalOptions::small())).expect("opens");
 }
 
+/// A crash while a file was filled with zeros left it with its full length, mostly allocated only. It was used as if it were prepared.
+#[test]
+fn a_file_that_was_not_filled_with_zeros_is_made_anew() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = Dir::disk();
+    let whole = std::fs::metadata(small_log(&dir)).expect("a segment").len();
+    let spare = dir.log().join("spare-000000000077.tmp");
+    std::fs::File::create(&spare).and_then(|file| file.set_len(whole)).expect("a hole");
+    run(async {
+        let wal = open(&dir).await;
+        while wal.stats().segments_ready == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        wal.close().await.expect("closed");
+    });
+    assert!(!spare.exists(), "it goes, so that no crash loop fills the disk");
+    for entry in std::fs::read_dir(dir.log()).expect("listed") {
+        let found = entry.and_then(|entry| entry.metadata()).expect("a file");
+        assert!(found.blocks() * 512 >= whole, "every segment has its space");
+    }
+}
+
 /// What a log is like, for recovery and for the tools.
 #[derive(Debug, PartialEq, Eq)]
 enum Judgement {

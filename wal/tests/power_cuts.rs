@@ -129,7 +129,7 @@ fn what_was_acknowledged_survives_every_loss_of_power() {
 #[test]
 fn a_sync_after_one_that_failed_proves_nothing() {
     let (mut entries, mut faults, mut failures) = (0, FaultCounts::default(), 0);
-    for seed in 0..60 {
+    for seed in 0..80 {
         let plan = FaultPlan::honest().with(FaultKind::PowerLoss, 800).with(FaultKind::SyncError, 30_000);
         let mut world = World::new(seed, SimConfig { faults: plan, ..SimConfig::default() });
         let disk = DiskConfig { direct: false, ..DiskConfig::default() };
