@@ -36,7 +36,7 @@ pub enum Incident {
         /// What is wrong, and where.
         damage: Box<Damage>,
     },
-    /// No segment can be prepared for lack of something else than space. The log tries again; told once until a try succeeds.
+    /// No segment can be prepared, for lack of space or of something else. The log tries again; told once until a try succeeds.
     Unprepared {
         /// What it lacks, and what to do.
         reason: String,
@@ -57,7 +57,9 @@ impl Incident {
             WalError::Corrupt { path, damage } => {
                 Some(Incident::Damaged { path: path.clone(), damage: damage.clone() })
             }
-            WalError::Exhausted(_) => Some(Incident::Unprepared { reason: error.to_string() }),
+            WalError::DiskFull { .. } | WalError::Exhausted(_) => {
+                Some(Incident::Unprepared { reason: error.to_string() })
+            }
             WalError::Failed(_) => Some(Incident::Failed { reason: error.to_string() }),
             _ => None,
         }

@@ -118,6 +118,8 @@ pub struct WalStats {
     pub cache_bytes: usize,
     /// No segment can be prepared for lack of space.
     pub disk_full: bool,
+    /// No segment can be prepared, for lack of space or of something else.
+    pub unprepared: bool,
     /// A group whose entries keep the oldest segment.
     pub pinned_by: Option<GroupId>,
 }
@@ -457,6 +459,7 @@ fn figures(inner: &Inner) -> WalStats {
         live_entries: inner.state.live_entries,
         cache_bytes: inner.cache.bytes(),
         disk_full: matches!(inner.unprepared, Some(WalError::DiskFull { .. })),
+        unprepared: inner.unprepared.is_some(),
         pinned_by: inner.state.pinning_group(),
     }
 }

@@ -85,7 +85,8 @@ impl Shared {
     /// Stops the log with `error` and tells everybody who waits.
     pub fn stop(&self, error: WalError) {
         let mut released = Released::default();
-        if self.inner.borrow().stopped.is_none() {
+        // What may pass was told when it began.
+        if self.inner.borrow().stopped.is_none() && !error.is_retriable() {
             self.note(&error);
         }
         let outcome = {
@@ -232,12 +233,12 @@ impl Shared {
             let inner = self.inner.borrow();
             (inner.unprepared.is_none(), inner.closing && !inner.current_has_file())
         };
+        if news {
+            self.note(&error);
+        }
         if hopeless {
             self.stop(error);
             return None;
-        }
-        if news {
-            self.note(&error);
         }
         let mut inner = self.inner.borrow_mut();
         inner.unprepared = Some(error);

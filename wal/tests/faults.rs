@@ -272,7 +272,7 @@ fn a_log_that_lacks_file_handles_waits_for_them(io: IoChoice) {
                 assert!(matches!(error, WalError::Exhausted(_)) && error.is_retriable(), "{error}");
                 assert!(error.to_string().contains("open files"), "{error}");
                 assert_eq!(wal.next_incident().await, Some(Incident::Unprepared { reason: error.to_string() }));
-                assert!(!wal.stats().disk_full);
+                assert!(wal.stats().unprepared && !wal.stats().disk_full);
                 assert!(wal.promise(100 << 10).is_err());
                 assert_eq!(indexes(&wal, G).await, (1..next).collect::<Vec<_>>());
                 drop(limit);
@@ -283,6 +283,7 @@ fn a_log_that_lacks_file_handles_waits_for_them(io: IoChoice) {
                 })
                 .await
                 .expect("the log resumes by itself");
+                assert!(!wal.stats().unprepared);
                 append(&wal, G, 1, next..=next + 999);
                 wal.close().await.expect("closed");
                 next + 1000

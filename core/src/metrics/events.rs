@@ -56,6 +56,13 @@ pub enum Event {
         /// The operating system's words.
         reason: String,
     },
+    /// A log cannot prepare its next segment, for lack of space or of something else. It tries again.
+    LogUnprepared {
+        /// The log.
+        log: u16,
+        /// What it lacks, and what to do.
+        reason: String,
+    },
     /// A replica stopped because it could not apply an entry.
     ReplicaStopped {
         /// The shard.
@@ -127,6 +134,7 @@ impl Event {
             Event::CorruptionFound { .. } => "corruption_found",
             Event::ShardQuarantined { .. } => "shard_quarantined",
             Event::LogFailed { .. } => "log_failed",
+            Event::LogUnprepared { .. } => "log_unprepared",
             Event::ReplicaStopped { .. } => "replica_stopped",
             Event::StallDetected { .. } => "stall_detected",
             Event::TaskPanicked { .. } => "task_panicked",
@@ -210,7 +218,7 @@ mod tests {
     }
 
     /// One of each kind.
-    fn events() -> [Event; 13] {
+    fn events() -> [Event; 14] {
         let text = String::new;
         [
             Event::RecoveryFinished { shard: 0, entries: 0, duration_us: 0 },
@@ -218,6 +226,7 @@ mod tests {
             Event::CorruptionFound { log: 0, segment: 0, offset: 0, detail: text() },
             Event::ShardQuarantined { shard: 0, reason: text() },
             Event::LogFailed { log: 0, reason: text() },
+            Event::LogUnprepared { log: 0, reason: text() },
             Event::ReplicaStopped { shard: 0, reason: text() },
             Event::StallDetected { task: text(), duration_us: 0 },
             Event::TaskPanicked { task: text(), message: text() },

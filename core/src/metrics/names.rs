@@ -78,6 +78,7 @@ definitions! {
     WAL_APPENDS: Counter, Count, "wal_appends_total", "Records appended to the log.";
     WAL_BATCHES: Counter, Count, "wal_batches_total", "Batches written to the log, each with one sync.";
     WAL_BYTES: Counter, Bytes, "wal_written_bytes_total", "Bytes written to the log.";
+    WAL_UNPREPARED: Gauge, Count, "wal_unprepared", "1 while the log cannot prepare its next segment, else 0.";
     WAL_SYNC_LATENCY: Histogram, Microseconds, "wal_sync_latency_us", "From submitting a batch to its durability.";
 
     // The state, per shard.

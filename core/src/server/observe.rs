@@ -100,6 +100,7 @@ pub(super) fn observe_log(registry: &Registry, log: LogNumber, wal: &Wal, report
     observe(names::WAL_BATCHES, |stats, _| stats.batches);
     observe(names::WAL_BYTES, |stats, _| stats.batch_bytes);
     observe(names::STALE_TOKENS_REFUSED, |stats, _| stats.stale_tokens);
+    observe(names::WAL_UNPREPARED, |stats, _| u64::from(stats.unprepared));
     observe(names::CORRUPTION_EVENTS, |stats, _| stats.damaged_reads);
     let latency = registry.histogram(names::WAL_SYNC_LATENCY, labels());
     wal.observe_writes(move |took| latency.record_time(took));
@@ -116,30 +117,37 @@ pub(super) fn observe_log(registry: &Registry, log: LogNumber, wal: &Wal, report
 /// Turns a log's incidents into events until it has stopped.
 async fn watch_log(registry: Registry, log: LogNumber, wal: Wal) {
     while let Some(incident) = wal.next_incident().await {
-        let event = match incident {
-            LogIncident::StaleToken { group, have, got } => Event::StaleTokenRefused {
-                shard: u32::try_from(group.0).expect("a shard's group has the shard's number"),
-                have: u64::from(have.term()),
-                got: u64::from(got.term()),
-            },
-            LogIncident::Damaged { path, damage } => Event::CorruptionFound {
-                log: log.0,
-                segment: damage.segment.0,
-                offset: damage.offset,
-                detail: format!("{}: {damage}", path.display()),
-            },
-            LogIncident::Failed { reason } => {
-                eprintln!("gristmill: {log} takes no more writes: {reason}");
-                Event::LogFailed { log: log.0, reason }
-            }
-            LogIncident::Unprepared { reason } => {
-                eprintln!("gristmill: {log} cannot prepare its next segment and tries again: {reason}");
-                continue;
-            }
-            _ => continue,
-        };
-        registry.emit(wall_ms(), event);
+        if let Some(event) = event_of(log, incident) {
+            registry.emit(wall_ms(), event);
+        }
     }
+}
+
+/// The event that a log's incident is; what takes the log out of service is told on stderr, too.
+fn event_of(log: LogNumber, incident: LogIncident) -> Option<Event> {
+    let event = match incident {
+        LogIncident::StaleToken { group, have, got } => Event::StaleTokenRefused {
+            shard: u32::try_from(group.0).expect("a shard's group has the shard's number"),
+            have: u64::from(have.term()),
+            got: u64::from(got.term()),
+        },
+        LogIncident::Damaged { path, damage } => Event::CorruptionFound {
+            log: log.0,
+            segment: damage.segment.0,
+            offset: damage.offset,
+            detail: format!("{}: {damage}", path.display()),
+        },
+        LogIncident::Failed { reason } => {
+            eprintln!("gristmill: {log} takes no more writes: {reason}");
+            Event::LogFailed { log: log.0, reason }
+        }
+        LogIncident::Unprepared { reason } => {
+            eprintln!("gristmill: {log} cannot prepare its next segment and tries again: {reason}");
+            Event::LogUnprepared { log: log.0, reason }
+        }
+        _ => return None,
+    };
+    Some(event)
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -197,6 +205,16 @@ mod tests {
         });
     }
 
+    /// It was told on stderr only, where `status` does not look.
+    #[test]
+    fn a_log_that_cannot_go_on_becomes_an_event() {
+        let reason = || "no file handles".to_owned();
+        let event = event_of(LogNumber(3), LogIncident::Unprepared { reason: reason() });
+        assert_eq!(event, Some(Event::LogUnprepared { log: 3, reason: reason() }));
+        let event = event_of(LogNumber(3), LogIncident::Failed { reason: reason() });
+        assert_eq!(event, Some(Event::LogFailed { log: 3, reason: reason() }));
+    }
+
     #[test]
     fn a_log_shows_its_figures_and_tells_of_refused_writers() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -219,6 +237,7 @@ mod tests {
                 ("stale_tokens_refused_total", 1),
                 ("corruption_events_total", 0),
                 ("wal_entries_replayed_total", 0),
+                ("wal_unprepared", 0),
             ] {
                 assert_eq!(snapshot.total(name), Some(value), "{name}");
             }

@@ -151,7 +151,11 @@ fn a_full_disk_refuses_writes_keeps_reads_and_resumes() {
     let scan =
         ScanRequest { namespace: NAMESPACES[0].into(), start: start_key, end, prefix, limit: 10, reverse: false };
     assert!(!client.scan(&scan).expect("scans go on").items.is_empty());
-    assert!(client.status(false).expect("the status goes on").contains("serving"));
+    let status = client.status(true).expect("the status goes on");
+    assert!(status.contains("serving"));
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    assert!(status["event_counts"]["log_unprepared"].as_u64() > Some(0), "{}", status["event_counts"]);
+    assert_eq!(unprepared_logs(&status), 1);
 
     server.kill();
     let server = start(&disk);
@@ -162,6 +166,8 @@ fn a_full_disk_refuses_writes_keeps_reads_and_resumes() {
 
     disk.free();
     write_once_resumed(&mut client, &mut next, &mut known);
+    let status = client.status(true).expect("the status goes on");
+    assert_eq!(unprepared_logs(&serde_json::from_str(&status).expect("JSON")), 0);
     for _ in 0..20 {
         next += 1;
         client.call(&write(next, 1 << 20)).expect("there is room");
@@ -169,6 +175,15 @@ fn a_full_disk_refuses_writes_keeps_reads_and_resumes() {
     }
     server.kill();
     check(&mut self::client(&start(&disk)), &known, "after all");
+}
+
+/// How many logs say that they cannot prepare their next segment.
+fn unprepared_logs(status: &serde_json::Value) -> u64 {
+    let metrics =
+        status["cores"].as_array().into_iter().flatten().filter_map(|core| core["metrics"].as_array()).flatten();
+    let unprepared: Vec<_> = metrics.filter(|metric| metric["name"] == "wal_unprepared").collect();
+    assert!(!unprepared.is_empty(), "{status}");
+    unprepared.iter().filter_map(|metric| metric["value"].as_u64()).sum()
 }
 
 /// A new store on a disk that cannot take it: nothing half-made may be in the way once there is room.
