@@ -17,7 +17,8 @@ Try it:
   gristmill recall --ns notes --text flour            the best grains, with the legs that found them
 
 Exit codes: 0 done; 1 not found, or a condition did not hold; 2 wrong usage; 3 no server there;
-            4 the server refused; 5 damage found, or the store cannot be opened";
+            4 the server refused; 5 damage found, or the store cannot be opened;
+            130 the demo was interrupted";
 
 /// A thread-per-core storage engine that keeps an application's records and recalls the best ones.
 #[derive(Debug, Parser)]
@@ -123,7 +124,14 @@ pub(super) struct DemoArgs {
 
 impl From<DemoArgs> for DemoOptions {
     fn from(args: DemoArgs) -> DemoOptions {
-        DemoOptions { data_dir: args.data_dir, io: args.io.into(), cores: args.cores, show: args.show, json: args.json }
+        DemoOptions {
+            data_dir: args.data_dir,
+            io: args.io.into(),
+            cores: args.cores,
+            show: args.show,
+            json: args.json,
+            ..DemoOptions::default()
+        }
     }
 }
 

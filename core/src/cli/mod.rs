@@ -31,6 +31,8 @@ pub(crate) enum ExitStatus {
     Refused = 4,
     /// Damage found, or the store cannot be opened.
     Broken = 5,
+    /// A signal came first.
+    Interrupted = 130,
 }
 
 /// A command that failed: its exit status and what to tell.

@@ -16,7 +16,12 @@ pub use sample::Sample;
 
 use crate::cli::{ExitStatus, Failure, Outcome};
 use gristmill_shardexec::IoChoice;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// What a demo may be told.
 #[derive(Debug, Clone, Default)]
@@ -31,17 +36,33 @@ pub struct DemoOptions {
     pub show: usize,
     /// JSON instead of text.
     pub json: bool,
+    /// Ends the demo early, as an error, once somebody sets it.
+    pub interrupted: Arc<AtomicBool>,
 }
 
 /// The sub-command: runs the demo on the bundled sample and prints its report.
 pub(crate) fn command(options: &DemoOptions) -> Outcome {
     let broken = |error: &dyn std::fmt::Display| Failure::new(ExitStatus::Broken, error.to_string());
     let sample = Sample::bundled().map_err(|error| broken(&error))?;
-    let report = run(&sample, options).map_err(|error| broken(&error))?;
+    end_on_signals(&options.interrupted).map_err(|error| broken(&error))?;
+    let report = run(&sample, options).map_err(|error| match error {
+        DemoError::Interrupted => Failure::new(ExitStatus::Interrupted, error.to_string()),
+        error => broken(&error),
+    })?;
     if options.json {
         crate::cli::show::line(&serde_json::to_string(&report).expect("a report is plain data"));
     } else {
         crate::cli::show::print(report.to_text(options.show).as_bytes());
     }
     Ok(ExitStatus::Done)
+}
+
+/// The first SIGTERM or SIGINT ends the demo, which removes its temporary directory; the second ends the process at once.
+fn end_on_signals(interrupted: &Arc<AtomicBool>) -> io::Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: what ends the process must see the flag as it was before.
+        flag::register_conditional_shutdown(signal, ExitStatus::Interrupted as i32, Arc::clone(interrupted))?;
+        flag::register(signal, Arc::clone(interrupted))?;
+    }
+    Ok(())
 }

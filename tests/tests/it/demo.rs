@@ -3,8 +3,14 @@
 use crate::binary;
 use gristmill::demo::{DemoOptions, Sample, run as run_demo, run_against};
 use gristmill_tests::{run, scratch, stderr, stdout};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::process::Command;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a demo may take to make its directory.
+const STARTED_MAX: Duration = Duration::from_mins(1);
 
 fn demo(arguments: &[&str]) -> Value {
     let output = run(binary(), &[&["demo", "--json"], arguments].concat());
@@ -87,4 +93,33 @@ fn the_demo_leaves_nothing_behind_unless_told_to() {
         .expect("the binary runs");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(std::fs::read_dir(&temporary).expect("readable").count(), 0, "the temporary directory is empty again");
+}
+
+/// Its directory stayed behind, under a name that anybody could have guessed and taken.
+#[test]
+fn an_interrupted_demo_removes_its_directory() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let dir = scratch();
+        let within =
+            || std::fs::read_dir(dir.path()).expect("readable").map(|entry| entry.expect("an entry").file_name());
+        let mut command = Command::new(binary());
+        command.args(["demo", "--json", "--io", "posix"]).env("TMPDIR", dir.path());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let began = Instant::now();
+        let name = loop {
+            assert!(began.elapsed() < STARTED_MAX, "no directory");
+            if let Some(name) = within().next() {
+                break name.into_string().expect("UTF-8");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let random = name.strip_prefix("gristmill-demo-").expect("its name");
+        assert!(random.len() == 32 && u128::from_str_radix(random, 16).is_ok(), "{name}");
+        kill_process(Pid::from_child(&child), signal).expect("it runs");
+        let mut told = String::new();
+        child.stderr.take().expect("piped").read_to_string(&mut told).expect("UTF-8");
+        assert_eq!(child.wait().expect("it ends").code(), Some(130), "{told}");
+        assert!(told.contains("interrupted"), "{told}");
+        assert_eq!(within().count(), 0, "nothing stays behind: {told}");
+    }
 }
