@@ -14,6 +14,7 @@ impl Stopwatch {
         Stopwatch(Instant::now())
     }
 
+    #[expect(clippy::disallowed_methods, reason = "as above")]
     pub(super) fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }

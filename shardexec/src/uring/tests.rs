@@ -264,6 +264,7 @@ fn a_driver_dropped_with_ops_in_flight_waits_for_the_kernel() {
     bench.submit(Op::Sync { file, data_only: true });
     let Bench { driver, .. } = bench;
     drop(driver);
+    #[expect(clippy::disallowed_methods, reason = "the driver is gone")]
     let written = std::fs::metadata(dir.path().join("file")).expect("it is there").len();
     assert!(
         written == 1 << 20 || written == 0,
@@ -272,6 +273,7 @@ fn a_driver_dropped_with_ops_in_flight_waits_for_the_kernel() {
 }
 
 /// Runs `f` on a thread on which `io_uring_setup` fails with `errno`, as a container's seccomp profile makes it. Filters are per thread.
+#[expect(clippy::disallowed_methods, reason = "a filter of system calls is a thread's, and for good")]
 fn with_io_uring_refused<R: Send>(errno: i32, f: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {

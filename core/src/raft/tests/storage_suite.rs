@@ -108,6 +108,7 @@ fn openrafts_storage_suite_passes_on_the_wal() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "asked before any core runs")]
 fn openrafts_storage_suite_passes_on_the_wal_without_direct_io() {
     if Path::new("/dev/shm").is_dir() {
         on_executor(Suite::test_all(OnWal { parent: "/dev/shm" })).unwrap();
