@@ -371,6 +371,11 @@ pub trait Driver {
 
     /// Fills `out` from the system's (or the seed's) random source.
     fn fill_random(&mut self, out: &mut [u8]);
+
+    /// Tells whoever runs the node one line: on stderr, or in the trace of a simulation.
+    fn tell(&mut self, line: fmt::Arguments<'_>) {
+        eprintln!("{line}");
+    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub(crate) mod state;
 mod tasks;
 pub(crate) mod timers;
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -336,6 +337,14 @@ pub fn core_id() -> crate::CoreId {
 /// Outside an executor.
 pub fn executor_stats() -> ExecutorStats {
     state::with_current(|core| core.stats())
+}
+
+/// Tells whoever runs the node one line: stderr in production, the trace in a simulation.
+///
+/// # Panics
+/// Outside an executor.
+pub fn tell(line: fmt::Arguments<'_>) {
+    state::with_current(|core| core.driver.borrow_mut().tell(line));
 }
 
 /// Waits for the next stall, panic or fallback of the current executor, each told once. At most [`INCIDENTS_MAX`] wait to be

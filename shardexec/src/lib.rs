@@ -34,7 +34,7 @@ pub mod uring;
 
 pub use executor::{
     Class, Executor, ExecutorConfig, Incident, IoChoice, JoinError, JoinHandle, SpinPolicy, StartError, core_id,
-    driver_name, executor_stats, next_incident, slice_spent, spawn, unparker, yield_if_spent, yield_now,
+    driver_name, executor_stats, next_incident, slice_spent, spawn, tell, unparker, yield_if_spent, yield_now,
 };
 pub use offload::{OffloadError, offload};
 pub use panic::{abort_on_panic, abort_on_panic_async};

@@ -27,7 +27,7 @@ use gristmill_rpc::validate::{self, RequestRef};
 use gristmill_shardexec::net::{TcpListener, TcpStream};
 use gristmill_shardexec::sync::{Notify, Semaphore};
 use gristmill_shardexec::time::{Instant, sleep};
-use gristmill_shardexec::{Class, CoreId, spawn};
+use gristmill_shardexec::{Class, CoreId, spawn, tell};
 use gristmill_wal::{LogNumber, RecoveryReport, Wal};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -186,7 +186,10 @@ impl Core {
                 Ok((socket, _)) => self.refuse(socket),
                 Err(error) => {
                     if let Some(times) = self.accept_errors_told.due(Instant::now()) {
-                        eprintln!("gristmill: {}: cannot accept a connection ({times} times): {error}", self.id);
+                        tell(format_args!(
+                            "gristmill: {}: cannot accept a connection ({times} times): {error}",
+                            self.id
+                        ));
                     }
                     sleep(ACCEPT_PAUSE).await;
                 }
@@ -200,7 +203,10 @@ impl Core {
         let limit = self.limits.count_max;
         if let Some(times) = self.refusals_told.due(Instant::now()) {
             let peer = socket.peer_addr();
-            eprintln!("gristmill: {}: {limit} connections are open: refused {times}, the last from {peer}", self.id);
+            tell(format_args!(
+                "gristmill: {}: {limit} connections are open: refused {times}, the last from {peer}",
+                self.id
+            ));
         }
         if let Some(permit) = self.refusals.try_acquire() {
             spawn(Class::Request, "connection refusal", refuse(socket, self.offer(), limit, permit));
@@ -222,10 +228,10 @@ impl Core {
     pub(crate) fn bad_frame(&self, peer: SocketAddr, error: FrameError) {
         self.metrics.bad_frames.add(1);
         if let Some(times) = self.bad_frames_told.due(Instant::now()) {
-            eprintln!(
+            tell(format_args!(
                 "gristmill: {}: closed {times} connections for bad frames, the last from {peer}: {error}",
                 self.id
-            );
+            ));
         }
     }
 

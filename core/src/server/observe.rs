@@ -4,7 +4,7 @@ use crate::metrics::{Counter, Event, Gauge, Histogram, Labels, Registry, names};
 use crate::shard::wall_ms;
 use crate::shard::watch::PROGRESS_PAUSE;
 use gristmill_shardexec::time::Instant;
-use gristmill_shardexec::{Class, CoreId, Incident, executor_stats, next_incident, spawn};
+use gristmill_shardexec::{Class, CoreId, Incident, executor_stats, next_incident, spawn, tell};
 use gristmill_wal::{Incident as LogIncident, LogNumber, Progress, RecoveryReport, Wal, WalStats};
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ pub(super) fn watch_executor(registry: &Registry) {
                     Event::StallDetected { task: task.to_owned(), duration_us: micros(held) }
                 }
                 Incident::Panic { task, message } => {
-                    eprintln!("gristmill: task {task} panicked: {message}");
+                    tell(format_args!("gristmill: task {task} panicked: {message}"));
                     Event::TaskPanicked { task: task.to_owned(), message }
                 }
                 Incident::Fallback { driver, reason } => Event::DriverFallback { driver: driver.to_owned(), reason },
@@ -79,10 +79,10 @@ pub(super) fn tell_progress(log: LogNumber) -> impl FnMut(Progress) {
         let now = Instant::now();
         if now - told >= PROGRESS_PAUSE && progress.segments_done < progress.segments_total {
             told = now;
-            eprintln!(
+            tell(format_args!(
                 "gristmill: {log}: segment {} of {} replayed, {} records",
                 progress.segments_done, progress.segments_total, progress.records
-            );
+            ));
         }
     }
 }
@@ -106,7 +106,10 @@ pub(super) fn observe_log(registry: &Registry, log: LogNumber, wal: &Wal, report
     wal.observe_writes(move |took| latency.record_time(took));
     if let Some(torn) = &report.torn {
         let path = torn.path.display().to_string();
-        eprintln!("gristmill: {path} ended in unacknowledged writes: cut at offset {} ({})", torn.offset, torn.damage);
+        tell(format_args!(
+            "gristmill: {path} ended in unacknowledged writes: cut at offset {} ({})",
+            torn.offset, torn.damage
+        ));
         let cut =
             Event::TornTailCut { log: log.0, segment: path, offset: torn.offset, dropped_bytes: torn.bytes_zeroed };
         registry.emit(wall_ms(), cut);
@@ -138,11 +141,11 @@ fn event_of(log: LogNumber, incident: LogIncident) -> Option<Event> {
             detail: format!("{}: {damage}", path.display()),
         },
         LogIncident::Failed { reason } => {
-            eprintln!("gristmill: {log} takes no more writes: {reason}");
+            tell(format_args!("gristmill: {log} takes no more writes: {reason}"));
             Event::LogFailed { log: log.0, reason }
         }
         LogIncident::Unprepared { reason } => {
-            eprintln!("gristmill: {log} cannot prepare its next segment and tries again: {reason}");
+            tell(format_args!("gristmill: {log} cannot prepare its next segment and tries again: {reason}"));
             Event::LogUnprepared { log: log.0, reason }
         }
         _ => return None,

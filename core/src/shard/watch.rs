@@ -4,6 +4,7 @@ use super::wall_ms;
 use crate::metrics::{Event, Registry};
 use crate::raft::{Group, Phase, StopReason};
 use gristmill_rpc::ids::ShardId;
+use gristmill_shardexec::tell;
 use gristmill_shardexec::time::{Instant, timeout};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ pub(super) async fn watch(shard: ShardId, group: Group, registry: Registry) {
         Err(reason) => reason,
     };
     if reason != StopReason::Shutdown {
-        eprintln!("gristmill: shard {} stopped: {reason}", shard.0);
+        tell(format_args!("gristmill: shard {} stopped: {reason}", shard.0));
         registry.emit(wall_ms(), Event::ReplicaStopped { shard: shard.0, reason: reason.to_string() });
     }
 }
@@ -35,7 +36,7 @@ async fn replayed(shard: ShardId, group: &Group) -> Result<(), StopReason> {
             return outcome;
         }
         if let Phase::Recovering { applied, target } = group.phase() {
-            eprintln!("gristmill: shard {} is recovering: entry {applied} of {target} is applied", shard.0);
+            tell(format_args!("gristmill: shard {} is recovering: entry {applied} of {target} is applied", shard.0));
         }
     }
 }

@@ -4,6 +4,7 @@
 //! to go on; [`Executor::block_on`](crate::Executor::block_on) would wait for an event that only the world can bring about.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::disk::Caller;
 use super::disk::Effect;
 use super::events::Event;
 use super::faults::FaultKind;
-use super::state::{Opened, State};
+use super::state::{CoreIo, Opened, State};
 use super::trace::What;
 use crate::driver::{Completion, Driver, Op, OpKey, OpOutput, RawHandle, Unpark, Wait, files};
 use crate::time::{Instant, WallClock};
@@ -127,6 +128,13 @@ impl Driver for SimDriver {
         cores[self.core].random.fill(out);
         let first = out.first().copied().map_or(0, u64::from);
         trace.event(*now, self.core as u64, What::Random, [out.len() as u64, first]);
+    }
+
+    fn tell(&mut self, line: fmt::Arguments<'_>) {
+        let mut state = self.state.borrow_mut();
+        let (now, CoreIo { node, core, .. }) = (state.now, &state.cores[self.core]);
+        let (node, core) = (*node, core.0);
+        state.trace.line(now, format_args!("n{node}c{core} says: {line}"));
     }
 }
 
