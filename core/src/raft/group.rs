@@ -15,6 +15,10 @@
 //!
 //! Limits: [`PROPOSALS_IN_FLIGHT_MAX`], [`PROPOSAL_BYTES_IN_FLIGHT_MAX`]; [`PROPOSE_ATTEMPTS_MAX`] for what openraft refuses before it writes.
 
+mod view;
+
+pub use view::{ReplicaView, Role};
+
 use super::config::RaftSettings;
 use super::errors::{ProposeError, ReadError, StartError, StopReason};
 use super::log_store::WalLog;
@@ -175,6 +179,8 @@ struct Inner {
     log_failure: Box<dyn Fn() -> Option<WalError>>,
     /// Makes an append that waits for space fail.
     stop_waiting: Box<dyn Fn()>,
+    /// The last entry that the log has made durable.
+    flushed: Box<dyn Fn() -> Option<LogPosition>>,
     start: Cell<Option<JoinHandle<()>>>,
 }
 
@@ -210,6 +216,7 @@ impl Group {
         let summary = log.summary();
         check_start(&summary, machine.applied())?;
         let (releasing, asking, watched, stopping) = (log.clone(), log.clone(), log.clone(), log.clone());
+        let flushing = log.clone();
         let applier = Applier::new(machine, Box::new(move |index| releasing.release(index)));
         let inner = Rc::new(Inner {
             config,
@@ -230,6 +237,7 @@ impl Group {
             promise: Box::new(move |entries, bytes| asking.promise(entries, bytes)),
             log_failure: Box::new(move || watched.failure()),
             stop_waiting: Box::new(move || stopping.stop_waiting()),
+            flushed: Box::new(move || flushing.flushed()),
             start: Cell::new(None),
         });
         let group = Group(Rc::clone(&inner));

@@ -67,6 +67,14 @@ struct Inner {
     encoded: RefCell<Vec<EncodedEntry>>,
     /// The group stops: nothing waits for space any more.
     stopping: Cell<bool>,
+    flushed: Rc<Flushed>,
+}
+
+/// The last entry whose flush was told.
+struct Flushed {
+    last: Cell<Option<LogPosition>>,
+    /// Counts truncations: a flush of what was cut off since tells nothing.
+    truncations: Cell<u64>,
 }
 
 /// How a group uses its log.
@@ -90,6 +98,7 @@ impl WalLog {
         let group = GroupId(u64::from(shard.0));
         let known = wal.group(group);
         let highest = known.as_ref().map_or(FencingToken::default(), |state| state.token_highest);
+        let flushed = known.as_ref().and_then(|state| state.last.or(state.purged));
         let vote = known.and_then(|state| state.vote).map(vote_from_wal);
         WalLog(Rc::new(Inner {
             wal,
@@ -100,6 +109,7 @@ impl WalLog {
             stamper: Rc::new(TokenStamper::new(shard, highest, options.sequences_max)),
             encoded: RefCell::default(),
             stopping: Cell::new(false),
+            flushed: Rc::new(Flushed { last: Cell::new(flushed), truncations: Cell::new(0) }),
         }))
     }
 
@@ -215,7 +225,14 @@ impl WalLog {
         let appended = match flushed {
             None => inner.wal.append_unacknowledged(group, term, &records),
             Some(flushed) => {
-                let done = move |result: Result<(), WalError>| flushed.io_completed(result.map_err(io::Error::other));
+                let (told, last) = (Rc::clone(&inner.flushed), entries.last().map(Entry::position));
+                let truncations = told.truncations.get();
+                let done = move |result: Result<(), WalError>| {
+                    if result.is_ok() && told.truncations.get() == truncations {
+                        told.last.set(last.or(told.last.get()));
+                    }
+                    flushed.io_completed(result.map_err(io::Error::other));
+                };
                 inner.wal.append(group, term, &records, done)
             }
         };
@@ -276,6 +293,10 @@ impl GroupLog for WalLog {
     fn stop_waiting(&self) {
         self.0.stopping.set(true);
     }
+
+    fn flushed(&self) -> Option<LogPosition> {
+        self.0.flushed.last.get()
+    }
 }
 
 /// What it means to a replica that an entry cannot be read.
@@ -296,7 +317,7 @@ fn vote_from_wal(vote: Vote) -> RaftVote {
     if vote.committed { RaftVote::new_committed(vote.term, replica) } else { RaftVote::new(vote.term, replica) }
 }
 
-fn vote_to_wal(vote: &RaftVote) -> Vote {
+pub(super) fn vote_to_wal(vote: &RaftVote) -> Vote {
     let ReplicaId { node, incarnation } = vote.leader_id.voted_for;
     Vote { term: vote.leader_id.term, node, incarnation, committed: vote.is_committed() }
 }
@@ -374,6 +395,9 @@ impl RaftLogStorage<TypeConfig> for WalLog {
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> io::Result<()> {
         let last = last.as_ref().map(to_position);
         self.0.cache.borrow_mut().truncate(last.map_or(0, |last| last.index + 1));
+        let flushed = &self.0.flushed;
+        flushed.last.set(flushed.last.get().min(last));
+        flushed.truncations.set(flushed.truncations.get() + 1);
         self.save(|wal, group| wal.truncate_after(group, last)).await
     }
 

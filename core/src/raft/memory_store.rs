@@ -8,7 +8,7 @@ use super::tokens::TokenStamper;
 use super::types::{Entry, RaftLogId, RaftVote, TypeConfig, to_position};
 use gristmill_rpc::ids::ShardId;
 use gristmill_wal::limits::{ENTRY_BYTES_MAX, SEQUENCES_PER_TERM};
-use gristmill_wal::{FencingToken, Promise, WalError};
+use gristmill_wal::{FencingToken, LogPosition, Promise, WalError};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{LogIdOptionExt, OptionalSend};
 use std::cell::{Ref, RefCell};
@@ -122,6 +122,11 @@ impl GroupLog for MemoryLog {
 
     /// Nothing waits.
     fn stop_waiting(&self) {}
+
+    /// As durable as it gets.
+    fn flushed(&self) -> Option<LogPosition> {
+        self.0.borrow().last().as_ref().map(to_position)
+    }
 }
 
 impl RaftLogReader<TypeConfig> for MemoryLog {

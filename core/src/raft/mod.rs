@@ -32,7 +32,8 @@ pub use codec::EntryError;
 pub use config::{ELECTION_TIMEOUT_MS_MAX, ELECTION_TIMEOUT_MS_MIN, HEARTBEAT_MS, RaftSettings, RaftSettingsError};
 pub use errors::{ProposeError, ReadError, StartError, StopReason};
 pub use group::{
-    Applied, Group, GroupConfig, GroupMetrics, GroupStore, PROPOSAL_BYTES_IN_FLIGHT_MAX, PROPOSALS_IN_FLIGHT_MAX, Phase,
+    Applied, Group, GroupConfig, GroupMetrics, GroupStore, PROPOSAL_BYTES_IN_FLIGHT_MAX, PROPOSALS_IN_FLIGHT_MAX,
+    Phase, ReplicaView, Role,
 };
 pub use log_store::{WalLog, WalLogOptions};
 pub use memory_store::MemoryLog;

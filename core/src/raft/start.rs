@@ -40,6 +40,8 @@ pub(crate) trait GroupLog:
     fn failure(&self) -> Option<WalError>;
     /// The group stops: an append that waits for space fails instead.
     fn stop_waiting(&self);
+    /// The last entry that is durable, as far as was told.
+    fn flushed(&self) -> Option<LogPosition>;
 }
 
 /// What a log durably knows of a group.

@@ -1,6 +1,7 @@
 //! How a core comes up and goes down. See the module head of [`super`] for the order.
 
 use super::core::{Core, start_loops};
+use super::hosted::CoreView;
 use super::observe::tell_progress;
 use super::peers::{CoreMessage, Peers};
 use super::status::NodeDescription;
@@ -25,7 +26,7 @@ use gristmill_shardexec::cores::{CorePanic, CoresError};
 use gristmill_shardexec::mesh::MeshSeat;
 use gristmill_shardexec::net::{ListenOptions, TcpListener};
 use gristmill_shardexec::time::{sleep, timeout};
-use gristmill_shardexec::{Class, CoreId, driver_name, spawn};
+use gristmill_shardexec::{Class, CoreId, driver_name, spawn, tell};
 use gristmill_wal::{LogNumber, Wal, WalError};
 use std::collections::BTreeMap;
 use std::io;
@@ -33,7 +34,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Cores of one node at the most.
@@ -156,12 +157,17 @@ pub(super) fn check(config: &NodeConfig) -> Result<(), BootError> {
     Ok(())
 }
 
+/// Told where the node listens, once it does.
+pub(super) type OnListening = Box<dyn FnOnce(Listening) + Send>;
+
 /// What one core needs to come up.
 pub(super) struct Boot {
     pub(super) core: CoreId,
     pub(super) cores: u16,
     pub(super) config: NodeConfig,
     pub(super) stop: StopSignal,
+    /// Core 0 has it, and drops it untold where the node does not start.
+    pub(super) on_listening: Option<OnListening>,
 }
 
 /// What core 0 finds out and tells the others first.
@@ -182,10 +188,10 @@ pub(crate) struct Offered {
 pub(super) async fn run(
     boot: Boot,
     seat: MeshSeat<CoreMessage>,
-    ready: mpsc::Sender<Listening>,
+    watch: impl FnOnce(CoreView),
 ) -> Result<(), BootError> {
     let peers = Peers::start(seat);
-    let outcome = boot.serve(&peers, ready).await;
+    let outcome = boot.serve(&peers, watch).await;
     if outcome.is_err() {
         peers.stop_others();
         peers.tell_drained();
@@ -194,7 +200,7 @@ pub(super) async fn run(
 }
 
 impl Boot {
-    async fn serve(self, peers: &Rc<Peers>, ready: mpsc::Sender<Listening>) -> Result<(), BootError> {
+    async fn serve(mut self, peers: &Rc<Peers>, watch: impl FnOnce(CoreView)) -> Result<(), BootError> {
         // Held to the end: it is the lock on the data directory.
         let mut data_dir = None;
         let (opened, shared) = if self.core == CoreId(0) {
@@ -213,11 +219,11 @@ impl Boot {
         let offered = self.agree(peers, &opened, own.local_addr()).await?;
         let placement = Placement::new(opened.superblock.shards, opened.superblock.logs, self.cores);
         let core = self.build(placement, &opened, &offered, peers);
+        watch(CoreView::of(&core));
         start_loops(&core, vec![shared, own]);
-        if self.core == CoreId(0) {
-            self.announce(&core, &opened, &offered, &ready);
+        if let Some(on_listening) = self.on_listening.take() {
+            self.announce(&core, &opened, &offered, on_listening);
         }
-        drop(ready);
         let logs = self.open_logs(&core, placement).await?;
         core.stopped().await;
         join_all(core.shards().map(|shard| shard.shutdown())).await;
@@ -318,8 +324,8 @@ impl Boot {
         Core::new(placement, ring, shards, Rc::clone(peers), offered.clone(), registry, self.config.connections)
     }
 
-    /// Core 0: tells the starting thread where the node listens, and waits for its wish to stop.
-    fn announce(&self, core: &Rc<Core>, opened: &Opened, offered: &Offered, ready: &mpsc::Sender<Listening>) {
+    /// Core 0: tells whoever started the node where it listens, and waits for their wish to stop.
+    fn announce(&self, core: &Rc<Core>, opened: &Opened, offered: &Offered, on_listening: OnListening) {
         let host: IpAddr = opened.listen.ip();
         let listening = Listening {
             listen: opened.listen,
@@ -327,8 +333,7 @@ impl Boot {
             shards: opened.superblock.shards,
             io_driver: driver_name(),
         };
-        // Only a caller that has given up does not listen; the node then goes on until it is stopped.
-        let _ = ready.send(listening);
+        on_listening(listening);
         let (core, stop) = (Rc::clone(core), self.stop.clone());
         spawn(Class::Request, "stop signal", async move {
             stop.asked().await;
@@ -370,7 +375,7 @@ fn start_shard(core: &Core, shard: &Rc<Shard>, wal: &Wal) {
     match Group::start(config, store, shard.machine().state_machine()) {
         Ok(group) => shard.run(group),
         Err(error) => {
-            eprintln!("gristmill: shard {} does not serve: {error}", id.0);
+            tell(format_args!("gristmill: shard {} does not serve: {error}", id.0));
             let (number, reason) = (id.0, error.to_string());
             let (code, event) = match error {
                 raft::StartError::Quarantined(_) => {

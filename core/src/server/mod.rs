@@ -15,6 +15,7 @@
 mod boot;
 pub(crate) mod connection;
 pub(crate) mod core;
+pub mod hosted;
 mod observe;
 pub(crate) mod peers;
 pub(crate) mod reply;
@@ -24,7 +25,6 @@ pub mod stop;
 
 pub use boot::BootError;
 use gristmill_shardexec::cores::{BodyPanic, Cores, cpu_for};
-use gristmill_shardexec::mesh::mesh;
 use gristmill_shardexec::{CoreId, ExecutorConfig, IoChoice, SpinPolicy};
 use gristmill_wal::WalOptions;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -33,8 +33,6 @@ use std::sync::mpsc;
 use std::time::Duration;
 use stop::StopSignal;
 
-/// Slots of the ring between each two cores.
-const MESH_RING_SLOTS: usize = 1024;
 /// The port that `serve` listens on and clients connect to unless told otherwise.
 pub const PORT_DEFAULT: u16 = 7171;
 
@@ -133,29 +131,29 @@ pub struct Node {
 impl Node {
     /// Starts the cores and waits until every one listens. Shards may still be replaying their logs then.
     pub fn start(config: &NodeConfig) -> Result<Node, BootError> {
-        boot::check(config)?;
-        let count = config.cores();
         let stop = StopSignal::new();
         let (ready, listening) = mpsc::channel();
-        let mut seats = mesh(usize::from(count), MESH_RING_SLOTS).into_iter();
+        let announce = move |told| {
+            // Only a caller that has given up does not listen; the node then goes on until it is stopped.
+            let _ = ready.send(told);
+        };
+        let mut programs = hosted::core_programs(config, &stop, announce)?.into_iter();
+        let count = programs.len();
         let executor = |core: CoreId| ExecutorConfig {
             core,
-            pin_to: config.pin.then(|| cpu_for(core, usize::from(count))).flatten(),
+            pin_to: config.pin.then(|| cpu_for(core, count)).flatten(),
             io: config.io,
             spin: config.spin,
             ..ExecutorConfig::default()
         };
         // A panic in what a core's tasks share may leave it half changed: the process aborts rather than go on with it.
-        let cores = Cores::start(usize::from(count), BodyPanic::Abort, executor, |core| {
-            let seat = seats.next().expect("one seat per core");
-            let boot = boot::Boot { core, cores: count, config: config.clone(), stop: stop.clone() };
-            let ready = ready.clone();
-            move || boot::run(boot, seat, ready)
+        let cores = Cores::start(count, BodyPanic::Abort, executor, |_| {
+            let program = programs.next().expect("one program per core");
+            move || program.run(|_| ())
         })?;
-        drop(ready);
         match listening.recv() {
             Ok(listening) => Ok(Node { listening, stop, cores }),
-            // Every sender is gone: the cores have ended, and one of them says why.
+            // Core 0 has dropped the sender: the cores are about to end, and one of them says why.
             Err(_) => Err(join(cores).err().unwrap_or(BootError::Stopped)),
         }
     }

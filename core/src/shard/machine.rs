@@ -21,6 +21,7 @@ use crate::state::outcome::WriteOutcome;
 use crate::state::ranges::OwnedRanges;
 use crate::state::read::{ReadError, ScanRun, ScanSpec};
 use crate::state::replica::ReplicaState;
+use crate::state::root::StateRoot;
 use gristmill_rpc::body::{Body, access};
 use gristmill_rpc::error::{ErrorCode, Rejection};
 use gristmill_rpc::ids::{GrainId, ShardId, Version};
@@ -139,6 +140,12 @@ impl Machine {
     /// The highest timestamp among the applied entries.
     pub(crate) fn latest_hlc(&self) -> Hlc {
         self.state.read().hlc()
+    }
+
+    /// The last entry in the state, and the state's root.
+    pub(crate) fn root_at(&self) -> (Option<LogPosition>, StateRoot) {
+        let root = self.state.read().root();
+        (self.state.applied(), root)
     }
 
     /// The state root, in hex digits.

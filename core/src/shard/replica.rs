@@ -23,6 +23,7 @@ use super::watch::watch;
 use crate::metrics::{Event, Registry};
 use crate::raft::{Applied, Group, GroupMetrics, Phase as GroupPhase, Proposal, ProposeError, ReadError, StopReason};
 use crate::recall::RecallStats;
+use crate::server::hosted::ShardView;
 use crate::server::reply::{Answer, ReplyTo};
 use crate::state::envelope::{Codec, EntryFlags, EntryHeader, NONCE_BYTES};
 use crate::state::hlc::{Hlc, HlcClock};
@@ -36,7 +37,7 @@ use gristmill_rpc::validate::{self, RequestRef};
 use gristmill_shardexec::sync::semaphore::Permit;
 use gristmill_shardexec::sync::{Notify, Semaphore};
 use gristmill_shardexec::time::Instant;
-use gristmill_shardexec::{Class, JoinError, spawn, yield_if_spent};
+use gristmill_shardexec::{Class, JoinError, spawn, tell, yield_if_spent};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -192,7 +193,7 @@ impl Shard {
 
     /// Stops for a reason that nobody asked for.
     async fn fail(&self, reason: &str) {
-        eprintln!("gristmill: shard {} stops: {reason}", self.id.0);
+        tell(format_args!("gristmill: shard {} stops: {reason}", self.id.0));
         self.registry.emit(wall_ms(), Event::ReplicaStopped { shard: self.id.0, reason: reason.to_owned() });
         let message = format!("shard {} stopped: {reason}; restart the server", self.id.0);
         self.stop(Rejection::new(ErrorCode::Internal, message)).await;
@@ -497,6 +498,16 @@ impl Shard {
             Phase::Running(group) => Some(group.metrics()),
             Phase::Opening | Phase::Down(_) => None,
         }
+    }
+
+    /// The shard as an onlooker sees it, who changes nothing.
+    pub(crate) fn view(&self) -> ShardView {
+        let (replica, refused) = match &*self.phase.borrow() {
+            Phase::Opening => (None, None),
+            Phase::Running(group) => (Some(group.view()), None),
+            Phase::Down(rejection) => (None, Some(rejection.message.clone())),
+        };
+        ShardView { shard: self.id, replica, refused }
     }
 
     /// The shard's figures.
