@@ -182,6 +182,20 @@ impl World {
             return;
         }
         state.struck(how.kind(), index as u64);
+        drop(state);
+        self.bring_down(node, how);
+    }
+
+    /// Takes away a process that has ended by itself, or that its operator ends: as a kill, but no fault.
+    pub fn reap(&mut self, node: NodeId) {
+        if self.is_running(node) {
+            self.bring_down(node, Down::Kill);
+        }
+    }
+
+    fn bring_down(&mut self, node: NodeId, how: Down) {
+        let index = usize::from(node.0);
+        let mut state = self.state.borrow_mut();
         state.withdraw_cores(index);
         let cores = std::mem::take(&mut state.nodes[index].cores);
         for &core in &cores {

@@ -66,6 +66,30 @@ fn tracing_lines_does_not_change_the_run() {
 }
 
 #[test]
+fn what_a_core_tells_is_a_line_of_the_trace() {
+    let lines: Rc<RefCell<Vec<String>>> = Rc::default();
+    let told = Rc::clone(&lines);
+    let sink: crate::sim::TraceSink = Box::new(move |line| told.borrow_mut().push(line.to_string()));
+    let mut world = World::new(3, SimConfig { trace: Some(sink), ..SimConfig::default() });
+    let node = world.add_node(NodeConfig::default());
+    world.start(node, CORE, &config(), || async { crate::tell(format_args!("node {}", 7)) });
+    run(&mut world);
+    assert!(lines.borrow().iter().any(|line| line.ends_with("n0c0 says: node 7")), "{:?}", lines.borrow());
+}
+
+#[test]
+fn a_process_that_is_reaped_is_no_fault_and_can_start_again() {
+    let (mut world, node) = lone(1, pending);
+    assert_eq!(world.run_until(ms(10), u64::MAX), Stop::Stuck);
+    world.reap(node);
+    world.reap(node);
+    assert!(!world.is_running(node));
+    assert_eq!(world.faults().total(), 0);
+    world.start(node, CORE, &config(), || async { sleep(ms(1)).await });
+    run(&mut world);
+}
+
+#[test]
 fn time_is_virtual_and_deadlines_hold() {
     let (mut world, _) = lone(1, || async {
         let began = Instant::now();
