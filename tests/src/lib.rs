@@ -1,6 +1,7 @@
 //! Harness shared by the whole-system tests: real server processes, real clients, a scratch directory each.
 #![allow(clippy::disallowed_methods, reason = "tests drive processes, files and sockets from outside the engine")]
 
+pub mod sim;
 mod small_disk;
 
 /// Says that a test did not test what it should. The harness swallows what passing tests print, but not what is written

@@ -1,0 +1,189 @@
+//! What a seed decides before the first step: the cluster, the workload, and what goes wrong.
+//!
+//! Faults are drawn in the manner of swarm testing (Groce et al., "Swarm Testing", ISSTA 2012): each seed enables a part of the kinds,
+//! each at a rate of its own over some orders of magnitude. A run in which everything happens all the time explores less than many
+//! runs in which a few things do.
+//!
+//! | who | what may strike |
+//! |---|---|
+//! | every node | honest disks that lose what was not synced, disk errors, the network, crashes, pauses, clocks |
+//! | a minority (of one node: that one), in one seed of four | disks that lie or rot, once the workload has begun |
+//! | at least one node | one crash at a step that the seed picks, so that no run is without |
+
+use gristmill_shardexec::sim::{ClockConfig, DiskConfig, FaultKind, FaultPlan, Journal, Rng};
+use std::time::Duration;
+
+/// Kinds after which a disk may have broken its word.
+pub const DAMAGE: [FaultKind; 5] =
+    [FaultKind::MisdirectedWrite, FaultKind::LostWrite, FaultKind::LyingSync, FaultKind::StaleRead, FaultKind::BitFlip];
+
+/// Sizes of clusters where none is asked for, by seed.
+pub const MIXED_NODES: [u16; 3] = [3, 5, 7];
+
+/// A run's setup.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The seed.
+    pub seed: u64,
+    /// Nodes that hold replicas of every shard.
+    pub nodes: u16,
+    /// Cores of each node.
+    pub cores: u16,
+    /// Shards.
+    pub shards: u32,
+    /// Clients, each with one request at a time.
+    pub clients: u16,
+    /// Namespaces for plain values.
+    pub spaces: u16,
+    /// Keys of each.
+    pub keys: u16,
+    /// Longest pause of a client between two requests.
+    pub think_max: Duration,
+    /// What goes wrong everywhere.
+    pub faults: FaultPlan,
+    /// Nodes whose disks may lie or rot, and what goes wrong on them.
+    pub damaged: Vec<u16>,
+    /// The plan of those.
+    pub damage: FaultPlan,
+    /// Crashes at steps: so many steps, which node, with its machine or without.
+    pub strikes: Vec<(u64, u16, bool)>,
+    /// Each node's disk.
+    pub disks: Vec<DiskConfig>,
+    /// How far clocks are off.
+    pub clocks: ClockConfig,
+}
+
+/// A kind, how likely it is to be enabled in percent, and its rates in millionths.
+type Choice = (FaultKind, u64, u64, u64);
+
+/// Rates per opportunity: at each op, segment, tick or turn, or at each loss of power.
+const CHOICES: [Choice; 23] = {
+    use FaultKind as F;
+    [
+        (F::LostUnsyncedWrite, 80, 200_000, 1_000_000),
+        (F::TornWrite, 80, 400_000, 1_000_000),
+        (F::ReorderedWrite, 60, 200_000, 800_000),
+        (F::LostDirOp, 80, 200_000, 1_000_000),
+        (F::ReadError, 20, 2_000, 100_000),
+        (F::WriteError, 15, 20, 2_000),
+        (F::SyncError, 15, 20, 5_000),
+        (F::ShortWrite, 15, 20, 2_000),
+        (F::ShortRead, 40, 500, 50_000),
+        (F::DiskFull, 20, 200, 20_000),
+        (F::DiskStall, 40, 100, 5_000),
+        (F::NetDelay, 50, 500, 50_000),
+        (F::NetDrop, 50, 200, 20_000),
+        (F::NetReorder, 50, 200, 20_000),
+        (F::NetDuplicate, 40, 100, 10_000),
+        (F::NetReset, 40, 100, 10_000),
+        (F::PartitionOneWay, 35, 500, 20_000),
+        (F::PartitionTwoWay, 35, 500, 20_000),
+        (F::PowerLoss, 60, 10, 600),
+        (F::ProcessKill, 50, 10, 300),
+        (F::ProcessPause, 40, 500, 20_000),
+        (F::ClockJump, 50, 500, 50_000),
+        (F::ClockLeap, 30, 500, 20_000),
+    ]
+};
+
+/// What lies or rots, likewise.
+const DAMAGES: [Choice; 5] = {
+    use FaultKind as F;
+    [
+        (F::MisdirectedWrite, 45, 200, 10_000),
+        (F::LostWrite, 45, 200, 10_000),
+        (F::LyingSync, 45, 5_000, 100_000),
+        (F::StaleRead, 45, 2_000, 100_000),
+        (F::BitFlip, 60, 200, 20_000),
+    ]
+};
+
+/// Swarm: each kind is in or out, and what is in has a rate drawn evenly over orders of magnitude.
+fn draw(rng: &mut Rng, mut plan: FaultPlan, choices: &[Choice]) -> FaultPlan {
+    for &(kind, percent, low, high) in choices {
+        let enabled = rng.below(100) < percent;
+        // Drawn in any case, so that one choice does not shift the others.
+        let doublings = (high / low).ilog2();
+        let rate = low << rng.below(u64::from(doublings) + 1);
+        if enabled {
+            plan = plan.with(kind, u32::try_from(rate.min(high)).expect("at most a million"));
+        }
+    }
+    plan
+}
+
+impl Setup {
+    /// What `seed` decides, for runs of `steps` steps in the safety phase. `nodes` of `None`: by seed, of [`MIXED_NODES`].
+    pub fn draw(seed: u64, nodes: Option<u16>, steps: u64) -> Setup {
+        // Not the world's own streams: those begin with the seed as it is.
+        let rng = &mut Rng::new(seed ^ 0x7365_7475_7000_0000);
+        let mixed = MIXED_NODES[rng.index(MIXED_NODES.len())];
+        let nodes = nodes.unwrap_or(mixed);
+        let minority = u64::from(nodes.saturating_sub(1) / 2).max(1);
+        let most_down = if rng.below(4) == 0 { u64::from(nodes) } else { minority };
+        let nodes_down_max = 1 + rng.below(most_down);
+        let outage = Duration::from_millis(100 << rng.below(6));
+        let base = FaultPlan::none().nodes_down_max(nodes_down_max as usize).outage_max(outage);
+        let faults = draw(rng, base, &CHOICES);
+        let is_damaged = rng.below(4) == 0;
+        let count = 1 + rng.below(minority);
+        let mut order: Vec<u16> = (0..nodes).collect();
+        rng.shuffle(&mut order);
+        order.truncate(count as usize);
+        let damage = draw(rng, faults.clone(), &DAMAGES);
+        let strikes = (0..=rng.below(3))
+            .map(|_| (rng.within(steps / 10..=steps * 9 / 10), rng.below(u64::from(nodes)) as u16, rng.coin()));
+        let mut strikes: Vec<_> = strikes.collect();
+        strikes.sort_unstable();
+        let disk = |rng: &mut Rng| DiskConfig {
+            sector: if rng.coin() { 4096 } else { 512 },
+            direct: rng.below(5) > 1,
+            journal: if rng.coin() { Journal::Ordered } else { Journal::AnythingGoes },
+            ..DiskConfig::default()
+        };
+        Setup {
+            seed,
+            nodes,
+            cores: 1 + rng.below(2) as u16,
+            shards: 1 + rng.below(3) as u32,
+            clients: 3 + rng.below(6) as u16,
+            spaces: 1 + rng.below(3) as u16,
+            keys: 2 + rng.below(6) as u16,
+            think_max: Duration::from_millis(1 << rng.below(6)),
+            disks: (0..nodes).map(|_| disk(rng)).collect(),
+            clocks: ClockConfig { drift_ppm_max: 200, skew_ns_max: 500_000_000 },
+            faults,
+            damaged: if is_damaged { order } else { Vec::new() },
+            damage,
+            strikes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_kind_has_its_rate_and_damage_stays_with_a_minority() {
+        let kinds: BTreeSet<FaultKind> = CHOICES.iter().chain(&DAMAGES).map(|choice| choice.0).collect();
+        assert_eq!(kinds, BTreeSet::from(FaultKind::ALL), "a kind that no seed enables");
+        let mut enabled = [0; FaultKind::COUNT];
+        let mut sizes = BTreeSet::new();
+        for seed in 0..400 {
+            let setup = Setup::draw(seed, None, 30_000);
+            sizes.insert(setup.nodes);
+            assert!(setup.damaged.len() <= usize::from((setup.nodes - 1) / 2), "seed {seed}");
+            assert!(!setup.strikes.is_empty());
+            for kind in FaultKind::ALL {
+                assert!(!DAMAGE.contains(&kind) || setup.faults.ppm(kind) == 0, "on every disk: {kind:?}");
+                let plan = if setup.damaged.is_empty() { &setup.faults } else { &setup.damage };
+                enabled[kind as usize] += u32::from(plan.ppm(kind) > 0);
+            }
+        }
+        assert_eq!(sizes, BTreeSet::from(MIXED_NODES));
+        assert!(enabled.iter().all(|&seeds| (15..400).contains(&seeds)), "{enabled:?}");
+        assert_eq!(Setup::draw(5, Some(1), 30_000).disks.len(), 1);
+    }
+}

@@ -1,0 +1,67 @@
+//! A small share of the simulation, for every test run: a few seeds, each kind of fault among them, and the same run twice.
+//!
+//! The command `sim` runs as many as one likes; CONTRIBUTING.md says how.
+
+use gristmill_shardexec::sim::{FaultCounts, FaultKind};
+use gristmill_tests::sim::plan::DAMAGE;
+use gristmill_tests::sim::{RunOptions, Setup, run_seed, run_setup};
+
+/// Fewer than the command's: this is a debug build.
+const STEPS: u64 = 8_000;
+
+/// Rates at which a kind is sure to strike in a few short runs.
+fn forced_ppm(kind: FaultKind) -> u32 {
+    use FaultKind as F;
+    match kind {
+        F::LostUnsyncedWrite | F::TornWrite | F::LostDirOp => 600_000,
+        F::ReorderedWrite => 900_000,
+        F::PowerLoss => 6_000,
+        F::ProcessKill => 500,
+        // Final for a log: more would leave no log to look at.
+        F::WriteError | F::SyncError | F::ShortWrite => 2_000,
+        F::ReadError | F::ShortRead => 20_000,
+        _ => 10_000,
+    }
+}
+
+/// A setup in which every third kind, beginning with the seed's, strikes for sure. Disks are buffered, so that there is something
+/// unsynced to lose.
+fn forced(seed: u64) -> Setup {
+    let mut setup = Setup::draw(seed, Some(1), STEPS);
+    setup.damaged = if seed.is_multiple_of(2) { vec![0] } else { Vec::new() };
+    setup.disks.iter_mut().for_each(|disk| disk.direct = false);
+    for (at, kind) in (0..).zip(FaultKind::ALL) {
+        if !u64::is_multiple_of(at + seed, 3) {
+            continue;
+        }
+        if !DAMAGE.contains(&kind) {
+            setup.faults = setup.faults.with(kind, forced_ppm(kind));
+        }
+        setup.damage = setup.damage.with(kind, forced_ppm(kind));
+    }
+    setup
+}
+
+#[test]
+fn every_kind_of_fault_strikes_and_no_promise_breaks() {
+    let (mut struck, mut acked, mut compared) = (FaultCounts::default(), 0, 0);
+    for seed in 0..24 {
+        let outcome = run_setup(forced(seed), STEPS, None);
+        assert_eq!(outcome.violations, [], "seed {seed}");
+        struck.add(&outcome.faults);
+        acked += outcome.acked;
+        compared += outcome.compared.0;
+    }
+    let missing: Vec<&str> = struck.iter().filter(|&(_, count)| count == 0).map(|(kind, _)| kind.name()).collect();
+    assert!(missing.is_empty(), "{missing:?} never struck");
+    assert!(acked > 1000 && compared > 20, "{acked} acknowledged writes and {compared} compared states prove little");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_and_another_one_another() {
+    let run = |seed| run_seed(seed, RunOptions { nodes: Some(1), steps: STEPS }, None);
+    let runs = [7, 7, 8].map(run);
+    assert_eq!(runs[0].trace_hash, runs[1].trace_hash);
+    assert_eq!((runs[0].steps, runs[0].acked, &runs[0].faults), (runs[1].steps, runs[1].acked, &runs[1].faults));
+    assert_ne!(runs[0].trace_hash, runs[2].trace_hash);
+}
