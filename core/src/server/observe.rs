@@ -211,11 +211,13 @@ mod tests {
     /// It was told on stderr only, where `status` does not look.
     #[test]
     fn a_log_that_cannot_go_on_becomes_an_event() {
-        let reason = || "no file handles".to_owned();
-        let event = event_of(LogNumber(3), LogIncident::Unprepared { reason: reason() });
-        assert_eq!(event, Some(Event::LogUnprepared { log: 3, reason: reason() }));
-        let event = event_of(LogNumber(3), LogIncident::Failed { reason: reason() });
-        assert_eq!(event, Some(Event::LogFailed { log: 3, reason: reason() }));
+        on_executor(async {
+            let reason = || "no file handles".to_owned();
+            let event = event_of(LogNumber(3), LogIncident::Unprepared { reason: reason() });
+            assert_eq!(event, Some(Event::LogUnprepared { log: 3, reason: reason() }));
+            let event = event_of(LogNumber(3), LogIncident::Failed { reason: reason() });
+            assert_eq!(event, Some(Event::LogFailed { log: 3, reason: reason() }));
+        });
     }
 
     #[test]
