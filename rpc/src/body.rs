@@ -17,12 +17,14 @@ use std::sync::Arc;
 
 use rkyv::api::high::{HighSerializer, to_bytes_in};
 use rkyv::bytecheck::CheckBytes;
-use rkyv::rancor::{Failure, Strategy};
+use rkyv::rancor::{Failure, Fallible, Strategy};
 use rkyv::ser::allocator::ArenaHandle;
+use rkyv::ser::{Allocator, Writer};
 use rkyv::util::AlignedVec;
 use rkyv::validation::Validator;
 use rkyv::validation::archive::ArchiveValidator;
-use rkyv::{Portable, Serialize};
+use rkyv::vec::{ArchivedVec, VecResolver};
+use rkyv::{Archive, Deserialize, Place, Portable, Serialize};
 
 use crate::limits::ARCHIVE_DEPTH_MAX;
 
@@ -116,6 +118,29 @@ impl fmt::Debug for Body {
     }
 }
 
+/// Inside another message a body is a list of bytes: those of the command inside an entry, for example. It is copied into the
+/// archive as it is, and copied out of it into aligned memory of its own.
+impl Archive for Body {
+    type Archived = ArchivedVec<u8>;
+    type Resolver = VecResolver;
+
+    fn resolve(&self, resolver: VecResolver, out: Place<ArchivedVec<u8>>) {
+        ArchivedVec::resolve_from_len(self.len(), resolver, out);
+    }
+}
+
+impl<S: Fallible + Allocator + Writer + ?Sized> Serialize<S> for Body {
+    fn serialize(&self, serializer: &mut S) -> Result<VecResolver, S::Error> {
+        ArchivedVec::<u8>::serialize_from_slice(self.as_slice(), serializer)
+    }
+}
+
+impl<D: Fallible + ?Sized> Deserialize<Body, D> for ArchivedVec<u8> {
+    fn deserialize(&self, _deserializer: &mut D) -> Result<Body, D::Error> {
+        Ok(Body::copy_from(self.as_slice()))
+    }
+}
+
 /// Archives a message.
 ///
 /// # Panics
@@ -130,6 +155,15 @@ pub fn try_archive<T: for<'a> Serialize<BodySerializer<'a>>>(value: &T) -> Resul
         Ok(buffer) => Ok(Body::from(buffer)),
         Err(Failure) => Err(BodyError::TooLarge),
     }
+}
+
+/// Archives a message that takes about `capacity` bytes, without moving what was written as it grows.
+///
+/// # Panics
+/// As [`archive`].
+pub fn archive_sized<T: for<'a> Serialize<BodySerializer<'a>>>(value: &T, capacity: usize) -> Body {
+    let archived = to_bytes_in::<_, Failure>(value, BodyBuffer::with_capacity(capacity));
+    Body::from(archived.expect("messages that we build ourselves are bounded by limits.rs"))
 }
 
 /// Reads a body in place, after checking every byte of it that the type refers to.

@@ -13,6 +13,10 @@ use crate::frame::{FrameHeader, MessageType};
 use crate::ids::{GrainId, Version};
 use crate::limits::{self, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
 use crate::message::{Message, read};
+use crate::peer::{
+    AddLearner, AppendReply, AppendRequest, ArchivedLogEntry, ChangeMembership, MembershipReply, PeerHello,
+    PeerHelloReply, PreVoteRequest, TransferLeaderReply, TransferLeaderRequest, VoteReply, VoteRequest,
+};
 use crate::protocol::{Decoded, Frame, FrameDecoder};
 use crate::samples::{command, samples};
 use crate::schema::{
@@ -112,6 +116,8 @@ fn the_specification_agrees_with_the_code() {
     has(&format!("more than {} of replies wait to be fetched (`OUTPUT_BYTES_HIGH`)", mib(limits::OUTPUT_BYTES_HIGH)));
     has(&format!("{} (`REPLIES_BYTES_MAX`)", mib(limits::REPLIES_BYTES_MAX)));
     has(&format!("less than {} (`SESSION_WINDOW`)", thousands(limits::SESSION_WINDOW as usize)));
+    has(&format!("at most {} (`APPEND_ENTRIES_MAX`)", thousands(limits::APPEND_ENTRIES_MAX)));
+    has(&format!("1 to {} (`VOTERS_MAX`)", limits::VOTERS_MAX));
 }
 
 fn thousands(number: usize) -> String {
@@ -152,8 +158,34 @@ fn walk(header: &FrameHeader, body: &Body) -> Result<(), ()> {
         MessageType::RecallReply => copied::<RecallReply>(body),
         MessageType::Status => copied::<StatusRequest>(body),
         MessageType::StatusReply => copied::<StatusReply>(body),
+        MessageType::PeerHello => copied::<PeerHello>(body),
+        MessageType::PeerHelloReply => copied::<PeerHelloReply>(body),
+        MessageType::PreVote => copied::<PreVoteRequest>(body),
+        MessageType::Vote => copied::<VoteRequest>(body),
+        MessageType::VoteReply => copied::<VoteReply>(body),
+        MessageType::Append => copied::<AppendRequest>(body),
+        MessageType::AppendReply => copied::<AppendReply>(body),
+        MessageType::TransferLeader => copied::<TransferLeaderRequest>(body),
+        MessageType::TransferLeaderReply => copied::<TransferLeaderReply>(body),
+        MessageType::AddLearner => copied::<AddLearner>(body),
+        MessageType::ChangeMembership => copied::<ChangeMembership>(body),
+        MessageType::MembershipReply => copied::<MembershipReply>(body),
         MessageType::Error => copied::<ErrorReply>(body),
     }
+}
+
+/// The bound that senders cut their appends by.
+#[test]
+fn an_entry_takes_no_more_than_its_body_and_the_documented_overhead() {
+    assert!(std::mem::size_of::<ArchivedLogEntry>() <= limits::APPEND_ENTRY_OVERHEAD_BYTES);
+    let append = samples().into_iter().find(|sample| sample.name == "append").expect("a sample");
+    let mut request = read::<AppendRequest>(&append.body).expect("valid");
+    let without = archive(&AppendRequest { entries: Vec::new(), ..request.clone() }).len();
+    for entry in &mut request.entries {
+        entry.body = Body::copy_from(&[1; 1001]);
+    }
+    let bound = without + request.entries.len() * (1001 + limits::APPEND_ENTRY_OVERHEAD_BYTES);
+    assert!(archive(&request).len() <= bound);
 }
 
 /// Every part of a command that was accepted lies inside its body.

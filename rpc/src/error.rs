@@ -31,6 +31,11 @@ pub enum ErrorCode {
     UnsupportedSchema = 10,
     /// The sequence is older than the session's window of remembered answers.
     SequenceTooOld = 11,
+    /// A message between nodes on a connection that has not introduced itself as one, or for a node that is not part of
+    /// that cluster.
+    NotPeer = 12,
+    /// The message is for another life of the replica, or for one that is not here.
+    WrongReplica = 13,
     /// The shard is replaying its log; ask again.
     Recovering = 20,
     /// A queue is full; wait as told and ask again.
@@ -45,6 +50,8 @@ pub enum ErrorCode {
     DiskFull = 25,
     /// The server is shutting down; ask again after it is back.
     ShuttingDown = 26,
+    /// Another change of the membership is under way, or the leader is too new to make one; ask again.
+    MembershipBusy = 27,
     /// The shard refuses to serve because its log is damaged; the server's log and `status` say where.
     Quarantined = 40,
     /// The log reported a write error; the shard has stopped. The write may or may not be durable.
@@ -55,7 +62,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes, in the order of their numbers.
-    pub const ALL: [ErrorCode; 21] = [
+    pub const ALL: [ErrorCode; 24] = [
         ErrorCode::BadFrame,
         ErrorCode::UnsupportedVersion,
         ErrorCode::BadBody,
@@ -67,6 +74,8 @@ impl ErrorCode {
         ErrorCode::UnknownMessage,
         ErrorCode::UnsupportedSchema,
         ErrorCode::SequenceTooOld,
+        ErrorCode::NotPeer,
+        ErrorCode::WrongReplica,
         ErrorCode::Recovering,
         ErrorCode::Overloaded,
         ErrorCode::DeadlineExceeded,
@@ -74,6 +83,7 @@ impl ErrorCode {
         ErrorCode::WrongShard,
         ErrorCode::DiskFull,
         ErrorCode::ShuttingDown,
+        ErrorCode::MembershipBusy,
         ErrorCode::Quarantined,
         ErrorCode::LogFailed,
         ErrorCode::Internal,
@@ -95,6 +105,7 @@ impl ErrorCode {
                 | ErrorCode::WrongShard
                 | ErrorCode::DiskFull
                 | ErrorCode::ShuttingDown
+                | ErrorCode::MembershipBusy
         )
     }
 }
@@ -107,6 +118,8 @@ pub struct Rejection {
     pub code: ErrorCode,
     /// Wait at least this long before trying again; 0 means no advice.
     pub retry_after_ms: u32,
+    /// With [`ErrorCode::NotLeader`]: the node that leads, as far as known; 0 otherwise.
+    pub leader: u64,
     /// What happened, to what, and what to do.
     pub message: String,
 }
@@ -114,7 +127,13 @@ pub struct Rejection {
 impl Rejection {
     /// A rejection without advice when to try again.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Rejection {
-        Rejection { code, retry_after_ms: 0, message: message.into() }
+        Rejection { code, retry_after_ms: 0, leader: 0, message: message.into() }
+    }
+
+    /// The same, naming the node that leads.
+    #[must_use]
+    pub fn led_by(self, leader: u64) -> Rejection {
+        Rejection { leader, ..self }
     }
 
     /// The same, with advice.

@@ -51,13 +51,37 @@ pub enum MessageType {
     Status = 20,
     /// [`crate::schema::StatusReply`]
     StatusReply = 21,
+    /// [`crate::peer::PeerHello`]
+    PeerHello = 30,
+    /// [`crate::peer::PeerHelloReply`]
+    PeerHelloReply = 31,
+    /// [`crate::peer::PreVoteRequest`]
+    PreVote = 32,
+    /// [`crate::peer::VoteRequest`]
+    Vote = 34,
+    /// [`crate::peer::VoteReply`]
+    VoteReply = 35,
+    /// [`crate::peer::AppendRequest`]
+    Append = 36,
+    /// [`crate::peer::AppendReply`]
+    AppendReply = 37,
+    /// [`crate::peer::TransferLeaderRequest`]
+    TransferLeader = 38,
+    /// [`crate::peer::TransferLeaderReply`]
+    TransferLeaderReply = 39,
+    /// [`crate::peer::AddLearner`]
+    AddLearner = 50,
+    /// [`crate::peer::ChangeMembership`]
+    ChangeMembership = 52,
+    /// [`crate::peer::MembershipReply`]
+    MembershipReply = 53,
     /// [`crate::schema::ErrorReply`]
     Error = 255,
 }
 
 impl MessageType {
     /// All message types, in the order of their numbers.
-    pub const ALL: [MessageType; 15] = [
+    pub const ALL: [MessageType; 27] = [
         MessageType::Hello,
         MessageType::HelloReply,
         MessageType::Write,
@@ -72,6 +96,18 @@ impl MessageType {
         MessageType::RecallReply,
         MessageType::Status,
         MessageType::StatusReply,
+        MessageType::PeerHello,
+        MessageType::PeerHelloReply,
+        MessageType::PreVote,
+        MessageType::Vote,
+        MessageType::VoteReply,
+        MessageType::Append,
+        MessageType::AppendReply,
+        MessageType::TransferLeader,
+        MessageType::TransferLeaderReply,
+        MessageType::AddLearner,
+        MessageType::ChangeMembership,
+        MessageType::MembershipReply,
         MessageType::Error,
     ];
 
@@ -90,6 +126,11 @@ impl MessageType {
             MessageType::Scan => Some(MessageType::ScanReply),
             MessageType::Recall => Some(MessageType::RecallReply),
             MessageType::Status => Some(MessageType::StatusReply),
+            MessageType::PeerHello => Some(MessageType::PeerHelloReply),
+            MessageType::PreVote | MessageType::Vote => Some(MessageType::VoteReply),
+            MessageType::Append => Some(MessageType::AppendReply),
+            MessageType::TransferLeader => Some(MessageType::TransferLeaderReply),
+            MessageType::AddLearner | MessageType::ChangeMembership => Some(MessageType::MembershipReply),
             MessageType::HelloReply
             | MessageType::WriteReply
             | MessageType::GetReply
@@ -97,8 +138,22 @@ impl MessageType {
             | MessageType::ScanReply
             | MessageType::RecallReply
             | MessageType::StatusReply
+            | MessageType::PeerHelloReply
+            | MessageType::VoteReply
+            | MessageType::AppendReply
+            | MessageType::TransferLeaderReply
+            | MessageType::MembershipReply
             | MessageType::Error => None,
         }
+    }
+
+    /// Whether this is a request that only replicas make of each other, on a connection that [`MessageType::PeerHello`]
+    /// has made one between nodes.
+    pub fn is_between_replicas(self) -> bool {
+        matches!(
+            self,
+            MessageType::PreVote | MessageType::Vote | MessageType::Append | MessageType::TransferLeader
+        )
     }
 }
 
@@ -121,7 +176,7 @@ pub struct FrameHeader {
     pub deadline_ms: u32,
     /// Chosen by the client, not 0, returned with the answer.
     pub correlation: u64,
-    /// The client's session, or [`SessionId::NONE`].
+    /// The client's session, or [`SessionId::NONE`]. In an error that names the leader: its node.
     pub session: SessionId,
     /// Grows by one with each new write of the session.
     pub sequence: u64,

@@ -70,6 +70,14 @@ pub const RING_VNODES_MAX: u32 = 1024;
 /// Answers that a shard remembers for each session: a write may be retried until this many later sequences of its
 /// session were issued, so a client keeps fewer than this many writes of one session unresolved.
 pub const SESSION_WINDOW: u64 = 4096;
+/// Entries of one append.
+pub const APPEND_ENTRIES_MAX: usize = 4096;
+/// Bytes that an entry takes in an append besides its body, padding included.
+pub const APPEND_ENTRY_OVERHEAD_BYTES: usize = 152;
+/// Bytes of the largest command in a log that is replicated, its entry header included: it must fit into one append.
+pub const REPLICATED_ENTRY_BYTES_MAX: usize = FRAME_BODY_BYTES_MAX as usize - (4 << 10);
+/// Voters of one shard.
+pub const VOTERS_MAX: usize = 7;
 
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(16));
 const _: () =

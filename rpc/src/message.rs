@@ -7,6 +7,10 @@ use rkyv::{Archive, Deserialize, Portable, Serialize};
 
 use crate::body::{Body, BodyError, BodySerializer, BodyValidator, access, short_name};
 use crate::frame::MessageType;
+use crate::peer::{
+    AddLearner, AppendReply, AppendRequest, ChangeMembership, MembershipReply, PeerHello, PeerHelloReply,
+    PreVoteRequest, TransferLeaderReply, TransferLeaderRequest, VoteReply, VoteRequest,
+};
 use crate::schema::{
     Command, ErrorReply, GetGrainReply, GetGrainRequest, GetReply, GetRequest, Hello, HelloReply, RecallReply,
     RecallRequest, ScanReply, ScanRequest, StatusReply, StatusRequest, WriteReply,
@@ -69,6 +73,18 @@ messages! {
     RecallReply = RecallReply,
     StatusRequest = Status,
     StatusReply = StatusReply,
+    PeerHello = PeerHello,
+    PeerHelloReply = PeerHelloReply,
+    PreVoteRequest = PreVote,
+    VoteRequest = Vote,
+    VoteReply = VoteReply,
+    AppendRequest = Append,
+    AppendReply = AppendReply,
+    TransferLeaderRequest = TransferLeader,
+    TransferLeaderReply = TransferLeaderReply,
+    AddLearner = AddLearner,
+    ChangeMembership = ChangeMembership,
+    MembershipReply = MembershipReply,
     ErrorReply = Error,
 }
 
@@ -80,6 +96,13 @@ requests! {
     ScanRequest => ScanReply,
     RecallRequest => RecallReply,
     StatusRequest => StatusReply,
+    PeerHello => PeerHelloReply,
+    PreVoteRequest => VoteReply,
+    VoteRequest => VoteReply,
+    AppendRequest => AppendReply,
+    TransferLeaderRequest => TransferLeaderReply,
+    AddLearner => MembershipReply,
+    ChangeMembership => MembershipReply,
 }
 
 #[cfg(test)]
@@ -98,6 +121,13 @@ mod tests {
         check::<ScanRequest>();
         check::<RecallRequest>();
         check::<StatusRequest>();
-        assert_eq!(MessageType::ALL.iter().filter(|message| message.reply().is_some()).count(), 7);
+        check::<PeerHello>();
+        check::<PreVoteRequest>();
+        check::<VoteRequest>();
+        check::<AppendRequest>();
+        check::<TransferLeaderRequest>();
+        check::<AddLearner>();
+        check::<ChangeMembership>();
+        assert_eq!(MessageType::ALL.iter().filter(|message| message.reply().is_some()).count(), 14);
     }
 }

@@ -4,6 +4,11 @@ use crate::body::{Body, archive};
 use crate::frame::{FrameHeader, MessageType, PROTOCOL_VERSION};
 use crate::ids::{GrainId, SessionId, ShardId, Version};
 use crate::message::Message;
+use crate::peer::{
+    AddLearner, AppendOutcome, AppendReply, AppendRequest, Ballot, ChangeMembership, ENTRY_HEADER_BYTES, LogEntry,
+    LogPlace, MembershipReply, PeerHello, PeerHelloReply, PreVoteRequest, Replica, TransferLeaderReply,
+    TransferLeaderRequest, TransferOutcome, VoteReply, VoteRequest,
+};
 use crate::schema::{
     COMMAND_SCHEMA, Command, ErrorReply, Expected, GetGrainReply, GetGrainRequest, GetReply, GetRequest, Grain, Hello,
     HelloReply, LegHit, Operation, PreconditionFailure, RecallReply, RecallRequest, Relation, RelationPattern,
@@ -42,6 +47,8 @@ pub(crate) fn samples() -> Vec<Sample> {
     ];
     all.extend(replies_and_reads());
     all.extend(recalls_and_the_rest());
+    all.extend(votes());
+    all.extend(appends_and_memberships());
     assert!(MessageType::ALL.iter().all(|m| all.iter().any(|s| s.header.message_type == *m as u16)), "every type");
     all
 }
@@ -115,6 +122,71 @@ fn recalls_and_the_rest() -> Vec<Sample> {
                 message: "too many requests are in flight".to_owned(),
             },
         ),
+    ]
+}
+
+const fn replica(node: u64) -> Replica {
+    Replica { node, incarnation: node + 10 }
+}
+
+const BALLOT: Ballot = Ballot { term: 7, candidate: replica(1), committed: false };
+const LEADER: Ballot = Ballot { committed: true, ..BALLOT };
+const LAST: LogPlace = LogPlace { term: 6, index: 41 };
+
+fn votes() -> Vec<Sample> {
+    let to = replica(2);
+    let transferred = |outcome| TransferLeaderReply { outcome };
+    let peer_hello = PeerHello { cluster: [0xc1; 16], from: replica(1), to_node: 2, shards: 4, ring_vnodes: 150 };
+    vec![
+        sample("peer_hello", &peer_hello),
+        sample("peer_hello_reply", &PeerHelloReply { replica: to }),
+        sample("pre_vote", &PreVoteRequest { to, ballot: BALLOT, last: Some(LAST) }),
+        sample("vote", &VoteRequest { to, ballot: BALLOT, last: None, transfer: true }),
+        sample("vote_reply", &VoteReply { ballot: BALLOT, granted: true, last: Some(LAST) }),
+        sample(
+            "transfer_leader",
+            &TransferLeaderRequest { to, ballot: LEADER, successor: replica(3), last: Some(LAST) },
+        ),
+        sample("transfer_leader_reply", &transferred(TransferOutcome::Accepted)),
+        sample("transfer_leader_reply_changed", &transferred(TransferOutcome::VoteChanged(BALLOT))),
+        sample("transfer_leader_reply_behind", &transferred(TransferOutcome::Behind(Some(LAST)))),
+    ]
+}
+
+fn appends_and_memberships() -> Vec<Sample> {
+    let entry = |index, kind, header, body: &[u8]| LogEntry {
+        at: LogPlace { term: 7, index },
+        token: 7 << 32 | 5,
+        kind,
+        header,
+        body: Body::copy_from(body),
+    };
+    let command = archive(&Command { operations: vec![Operation::delete("tenant-7", b"a key")] });
+    let append = AppendRequest {
+        to: replica(2),
+        ballot: LEADER,
+        previous: Some(LAST),
+        committed: Some(LogPlace { term: 6, index: 40 }),
+        entries: vec![
+            entry(42, 0, None, b""),
+            entry(43, 1, Some([0xee; ENTRY_HEADER_BYTES]), &command),
+            entry(44, 2, None, b"a membership"),
+        ],
+    };
+    let heartbeat = AppendRequest { previous: None, committed: None, entries: Vec::new(), ..append.clone() };
+    let mut append = sample("append", &append);
+    append.header.shard = ShardId(3);
+    let appended = |outcome| AppendReply { outcome };
+    let voters = vec![replica(1), replica(2), replica(3)];
+    vec![
+        append,
+        sample("append_heartbeat", &heartbeat),
+        sample("append_reply", &appended(AppendOutcome::Stored)),
+        sample("append_reply_conflict", &appended(AppendOutcome::Conflict)),
+        sample("append_reply_higher", &appended(AppendOutcome::HigherBallot(BALLOT))),
+        sample("add_learner", &AddLearner { shard: 3, replica: replica(2) }),
+        sample("change_membership", &ChangeMembership { shard: 3, voters, retain: true }),
+        sample("membership_reply", &MembershipReply { at: LAST }),
     ]
 }
 

@@ -9,7 +9,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::body::{Body, archive};
-use crate::error::Rejection;
+use crate::error::{ErrorCode, Rejection};
 use crate::frame::PROTOCOL_VERSION;
 use crate::ids::{ShardId, Version};
 use crate::limits::{FRAME_BODY_BYTES_MAX, IN_FLIGHT_MAX};
@@ -251,6 +251,12 @@ impl World {
             }
             RequestRef::Recall(_) => Ok(archive(&RecallReply { hits: Vec::new(), grains: self.grains.len() as u64 })),
             RequestRef::Status(_) => Ok(archive(&StatusReply { json: "{\"server\":\"fake\"}".to_owned() })),
+            RequestRef::PeerHello(_)
+            | RequestRef::Replica(_)
+            | RequestRef::AddLearner(_)
+            | RequestRef::ChangeMembership(_) => {
+                Err(Rejection::new(ErrorCode::NotPeer, "this server is not part of a cluster"))
+            }
         }
     }
 

@@ -14,10 +14,14 @@ use crate::error::{ErrorCode, Rejection};
 use crate::frame::{FrameHeader, MessageType};
 use crate::ids::ShardId;
 use crate::limits::{
-    BATCH_OPS_MAX, CLIENT_NAME_BYTES_MAX, CORES_MAX, HELLO_BODY_BYTES_MAX, KEY_BYTES_MAX, NAMESPACE_BYTES_MAX,
+    APPEND_ENTRIES_MAX, BATCH_OPS_MAX, CLIENT_NAME_BYTES_MAX, CORES_MAX, HELLO_BODY_BYTES_MAX, KEY_BYTES_MAX, NAMESPACE_BYTES_MAX,
     PAYLOAD_BYTES_MAX, RECALL_CANDIDATES_MAX, RECALL_HITS_MAX, RELATIONS_MAX, RING_VNODES_MAX, SCAN_ITEMS_MAX,
     SHARDS_MAX, SUBJECT_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX, TEXT_BYTES_MAX, VALUE_BYTES_MAX, VECTOR_DIMENSIONS_MAX,
-    VECTOR_NORM_MAX, VECTOR_NORM_MIN,
+    VECTOR_NORM_MAX, VECTOR_NORM_MIN, VOTERS_MAX,
+};
+use crate::peer::{
+    ArchivedAddLearner, ArchivedAppendRequest, ArchivedChangeMembership, ArchivedPeerHello, ArchivedPreVoteRequest,
+    ArchivedReplica, ArchivedTransferLeaderRequest, ArchivedVoteRequest,
 };
 use crate::ring::Ring;
 use crate::schema::{
@@ -42,6 +46,27 @@ pub enum RequestRef<'a> {
     Recall(&'a ArchivedRecallRequest),
     /// The server's state.
     Status(&'a ArchivedStatusRequest),
+    /// Makes the connection one between nodes.
+    PeerHello(&'a ArchivedPeerHello),
+    /// A message from another replica of the shard.
+    Replica(ReplicaRef<'a>),
+    /// A new learner.
+    AddLearner(&'a ArchivedAddLearner),
+    /// New voters.
+    ChangeMembership(&'a ArchivedChangeMembership),
+}
+
+/// A message from one replica to another, read in place.
+#[derive(Debug, Clone, Copy)]
+pub enum ReplicaRef<'a> {
+    /// Whether a vote would be granted.
+    PreVote(&'a ArchivedPreVoteRequest),
+    /// A vote.
+    Vote(&'a ArchivedVoteRequest),
+    /// Entries, or a heartbeat.
+    Append(&'a ArchivedAppendRequest),
+    /// The leader gives up.
+    TransferLeader(&'a ArchivedTransferLeaderRequest),
 }
 
 /// Checks a request, from its bytes to its meaning.
@@ -67,6 +92,25 @@ pub fn message_body(message: MessageType, body: &Body) -> Result<RequestRef<'_>,
         MessageType::Scan => checked(body, scan).map(RequestRef::Scan),
         MessageType::Recall => checked(body, recall).map(RequestRef::Recall),
         MessageType::Status => checked(body, |_: &ArchivedStatusRequest| Ok(())).map(RequestRef::Status),
+        MessageType::PeerHello => checked(body, peer_hello).map(RequestRef::PeerHello),
+        MessageType::PreVote => {
+            let request = checked(body, |request: &ArchivedPreVoteRequest| addressee(&request.to))?;
+            Ok(RequestRef::Replica(ReplicaRef::PreVote(request)))
+        }
+        MessageType::Vote => {
+            let request = checked(body, |request: &ArchivedVoteRequest| addressee(&request.to))?;
+            Ok(RequestRef::Replica(ReplicaRef::Vote(request)))
+        }
+        MessageType::Append => Ok(RequestRef::Replica(ReplicaRef::Append(checked(body, append)?))),
+        MessageType::TransferLeader => {
+            let request = checked(body, |request: &ArchivedTransferLeaderRequest| addressee(&request.to))?;
+            Ok(RequestRef::Replica(ReplicaRef::TransferLeader(request)))
+        }
+        MessageType::AddLearner => {
+            let request = checked(body, |request: &ArchivedAddLearner| addressee(&request.replica))?;
+            Ok(RequestRef::AddLearner(request))
+        }
+        MessageType::ChangeMembership => checked(body, change_membership).map(RequestRef::ChangeMembership),
         _ => Err(not_allowed(message)),
     }
 }
@@ -114,6 +158,9 @@ impl RequestRef<'_> {
     /// The operations of one command must share a shard, otherwise `CrossShard`. A shard that the client named
     /// (`header.shard`) must be that one, otherwise `WrongShard`.
     pub fn shard(&self, header: &FrameHeader, ring: &Ring) -> Result<Option<ShardId>, Rejection> {
+        if let RequestRef::Replica(_) = self {
+            return existing(header.shard, ring).map(Some);
+        }
         let Some(owner) = self.owner(ring)? else { return Ok(None) };
         if header.shard != ShardId::ANY && header.shard != owner {
             return Err(Rejection::new(
@@ -127,10 +174,15 @@ impl RequestRef<'_> {
         Ok(Some(owner))
     }
 
-    /// The shard that serves this request, whatever its header says; `None` where any core does (status).
+    /// The shard that serves this request, whatever its header says; `None` where any core does (status), and for messages
+    /// between replicas, whose shard stands in the header only.
     pub fn owner(&self, ring: &Ring) -> Result<Option<ShardId>, Rejection> {
         let namespace = match self {
-            RequestRef::Status(_) => return Ok(None),
+            RequestRef::Status(_) | RequestRef::PeerHello(_) | RequestRef::Replica(_) => return Ok(None),
+            RequestRef::AddLearner(request) => return existing(ShardId(request.shard.to_native()), ring).map(Some),
+            RequestRef::ChangeMembership(request) => {
+                return existing(ShardId(request.shard.to_native()), ring).map(Some);
+            }
             RequestRef::Write(command) => return command_shard(command, ring).map(Some),
             RequestRef::Get(get) => &get.namespace,
             RequestRef::GetGrain(get) => &get.namespace,
@@ -169,6 +221,15 @@ pub fn command_shard(command: &ArchivedCommand, ring: &Ring) -> Result<ShardId, 
     Ok(shard)
 }
 
+/// A shard that is named by its number must be one.
+fn existing(shard: ShardId, ring: &Ring) -> Result<ShardId, Rejection> {
+    if shard.0 < ring.shards() {
+        return Ok(shard);
+    }
+    let message = format!("there is no shard {}; this store has {} shards, from 0", shard.0, ring.shards());
+    Err(Rejection::new(ErrorCode::WrongShard, message))
+}
+
 fn owner(ring: &Ring, namespace: &str) -> ShardId {
     ring.shard_of(namespace).expect("a server has at least one shard")
 }
@@ -192,6 +253,52 @@ pub fn hello(hello: &ArchivedHello) -> Result<(), Rejection> {
     if hello.version_min > hello.version_max {
         let (low, high) = (hello.version_min, hello.version_max);
         return Err(invalid("", format!("the client speaks no version: lowest {low}, highest {high}")));
+    }
+    Ok(())
+}
+
+/// Checks a hello between nodes.
+pub fn peer_hello(hello: &ArchivedPeerHello) -> Result<(), Rejection> {
+    addressee(&hello.from)?;
+    if hello.to_node == 0 {
+        return Err(invalid("", "node ids start at 1"));
+    }
+    Ok(())
+}
+
+/// Checks an append: entries stand one after the other, right behind the one before.
+pub fn append(request: &ArchivedAppendRequest) -> Result<(), Rejection> {
+    addressee(&request.to)?;
+    at_most("", "append", request.entries.len(), APPEND_ENTRIES_MAX, "entries")?;
+    let mut next = request.previous.as_ref().map_or(Some(0), |previous| previous.index.to_native().checked_add(1));
+    for entry in request.entries.iter() {
+        let index = entry.at.index.to_native();
+        if next != Some(index) {
+            return Err(invalid("", format_args!("entry {index} does not follow the one before it")));
+        }
+        next = index.checked_add(1);
+    }
+    Ok(())
+}
+
+/// Checks a change of the voters.
+pub fn change_membership(request: &ArchivedChangeMembership) -> Result<(), Rejection> {
+    if request.voters.is_empty() {
+        return Err(invalid("", "a shard without voters serves nothing; name at least one"));
+    }
+    at_most("", "membership", request.voters.len(), VOTERS_MAX, "voters")?;
+    for (at, voter) in request.voters.iter().enumerate() {
+        addressee(voter)?;
+        if request.voters[..at].iter().any(|other| other.node == voter.node) {
+            return Err(invalid("", format_args!("node {} would vote twice", voter.node)));
+        }
+    }
+    Ok(())
+}
+
+fn addressee(replica: &ArchivedReplica) -> Result<(), Rejection> {
+    if replica.node == 0 || replica.incarnation == 0 {
+        return Err(invalid("", "ids of nodes and of their lives start at 1"));
     }
     Ok(())
 }

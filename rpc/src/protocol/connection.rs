@@ -53,6 +53,8 @@ pub struct ServerError {
     pub retriable: bool,
     /// Wait at least this long before trying again; 0 means no advice.
     pub retry_after_ms: u32,
+    /// With [`ErrorCode::NotLeader`]: the node that leads, as far as the server knows; 0 otherwise.
+    pub leader: u64,
     /// What happened, to what, and what to do.
     pub message: String,
 }
@@ -60,7 +62,14 @@ pub struct ServerError {
 impl From<ErrorReply> for ServerError {
     fn from(reply: ErrorReply) -> ServerError {
         let ErrorReply { code: number, retriable, retry_after_ms, message } = reply;
-        ServerError { code: ErrorCode::from_wire(number), number, retriable, retry_after_ms, message }
+        ServerError { code: ErrorCode::from_wire(number), number, retriable, retry_after_ms, leader: 0, message }
+    }
+}
+
+impl ServerError {
+    /// The error in a frame of type `Error`; its header may name the leader.
+    fn read(header: &FrameHeader, body: &Body) -> Result<ServerError, BodyError> {
+        Ok(ServerError { leader: header.session.0, ..read::<ErrorReply>(body)?.into() })
     }
 }
 
@@ -274,6 +283,12 @@ impl Connection {
         self.encoder.advance(count);
     }
 
+    /// Takes what is to be sent as a whole and leaves an empty buffer in its place, so that two can alternate: for sockets
+    /// that take buffers by value.
+    pub fn take_output(&mut self, empty: Vec<u8>) -> Vec<u8> {
+        self.encoder.take(empty)
+    }
+
     /// Requests that the server has not answered yet, given up or not.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.len() as u32
@@ -285,8 +300,8 @@ impl Connection {
         let unexpected = ConnectionError::Unexpected { message_type: header.message_type, correlation };
         let message = MessageType::from_wire(header.message_type);
         if message == Some(MessageType::Error) && (correlation == 0 || self.hello.is_none()) {
-            let error = read::<ErrorReply>(&body).map_err(ConnectionError::Body)?;
-            return Err(ConnectionError::Refused(error.into()));
+            let error = ServerError::read(&header, &body).map_err(ConnectionError::Body)?;
+            return Err(ConnectionError::Refused(error));
         }
         if self.hello.is_none() {
             if message != Some(MessageType::HelloReply) || correlation != HELLO_CORRELATION {
@@ -301,7 +316,7 @@ impl Connection {
         }
         let result = match message {
             Some(MessageType::Error) => {
-                Err(ServerError::from(read::<ErrorReply>(&body).map_err(ConnectionError::Body)?))
+                Err(ServerError::read(&header, &body).map_err(ConnectionError::Body)?)
             }
             message if message == in_flight.message.reply() => Ok(body),
             _ => return Err(unexpected),

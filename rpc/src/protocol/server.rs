@@ -25,6 +25,7 @@ use std::sync::Arc;
 use crate::body::{Body, access, archive};
 use crate::error::{ErrorCode, Rejection};
 use crate::frame::{FrameError, FrameHeader, MessageType, PROTOCOL_VERSION};
+use crate::ids::SessionId;
 use crate::limits::{
     ERROR_MESSAGE_BYTES_MAX, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HELLO_BODY_BYTES_MAX, IN_FLIGHT_BYTES_MAX,
     IN_FLIGHT_MAX, OUTPUT_BYTES_HIGH, OVERLOAD_RETRY_AFTER_MS, REPLIES_BYTES_MAX, VALUE_BYTES_MAX,
@@ -118,7 +119,14 @@ const _: () = assert!(FRAME_HEADER_BYTES + ERROR_MESSAGE_BYTES_MAX + 64 <= SMALL
 /// Bytes that the answer to a request may take, with its header.
 fn reply_bytes_max(message: MessageType) -> usize {
     match message {
-        MessageType::Write => SMALL_REPLY_BYTES_MAX,
+        MessageType::Write
+        | MessageType::PeerHello
+        | MessageType::PreVote
+        | MessageType::Vote
+        | MessageType::Append
+        | MessageType::TransferLeader
+        | MessageType::AddLearner
+        | MessageType::ChangeMembership => SMALL_REPLY_BYTES_MAX,
         MessageType::Get => VALUE_BYTES_MAX + SMALL_REPLY_BYTES_MAX,
         _ => LARGE_REPLY_BYTES_MAX,
     }
@@ -324,7 +332,8 @@ impl ServerConnection {
             return;
         }
         let body = archive(&rejection.to_reply());
-        self.encoder.push(&FrameHeader::for_body(MessageType::Error, correlation, &body), &body);
+        let header = FrameHeader::for_body(MessageType::Error, correlation, &body);
+        self.encoder.push(&FrameHeader { session: SessionId(rejection.leader), ..header }, &body);
     }
 }
 
