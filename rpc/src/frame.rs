@@ -150,10 +150,7 @@ impl MessageType {
     /// Whether this is a request that only replicas make of each other, on a connection that [`MessageType::PeerHello`]
     /// has made one between nodes.
     pub fn is_between_replicas(self) -> bool {
-        matches!(
-            self,
-            MessageType::PreVote | MessageType::Vote | MessageType::Append | MessageType::TransferLeader
-        )
+        matches!(self, MessageType::PreVote | MessageType::Vote | MessageType::Append | MessageType::TransferLeader)
     }
 }
 

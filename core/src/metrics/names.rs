@@ -114,10 +114,6 @@ definitions! {
     TASK_PANICS: Counter, Count, "task_panics_total", "Panics of tasks, each caught.";
 }
 
-/// Counters of the talk between replicas. Each shard shows them, and none grows while a shard has one voter.
-pub const OF_PEERS: [&Definition; 4] =
-    [APPEND_ENTRIES_SENT, APPEND_ENTRIES_RECEIVED, VOTE_REQUESTS_SENT, SNAPSHOTS_CREATED];
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,7 +38,7 @@ pub(crate) enum EntryKind {
 }
 
 impl EntryKind {
-    fn from_wire(number: u8) -> Option<EntryKind> {
+    pub(crate) fn from_wire(number: u8) -> Option<EntryKind> {
         [EntryKind::Blank, EntryKind::Normal, EntryKind::Membership].into_iter().find(|kind| *kind as u8 == number)
     }
 }
@@ -140,23 +140,40 @@ pub(crate) fn decode(
     kind: u8,
     data: &[u8],
 ) -> Result<Entry, EntryError> {
+    let header_bytes = if kind == EntryKind::Normal as u8 { ENTRY_HEADER_BYTES.min(data.len()) } else { 0 };
+    let (header, body) = data.split_at(header_bytes);
+    decode_parts(shard, position, token, kind, header, body)
+}
+
+/// The same where header and body lie apart. Only commands have a header.
+pub(crate) fn decode_parts(
+    shard: ShardId,
+    position: LogPosition,
+    token: FencingToken,
+    kind: u8,
+    header: &[u8],
+    body: &[u8],
+) -> Result<Entry, EntryError> {
     let index = position.index;
     let payload = match EntryKind::from_wire(kind).ok_or(EntryError::Kind { index, found: kind })? {
         EntryKind::Blank => Payload::Blank,
-        EntryKind::Normal => Payload::Normal(decode_normal(shard, position, token, data)?),
-        EntryKind::Membership => Payload::Membership(decode_membership(index, data)?),
+        EntryKind::Normal => {
+            let header = decode_header(shard, position, token, header)?;
+            Payload::Normal(Proposal { header, body: Body::copy_from(body) })
+        }
+        EntryKind::Membership => Payload::Membership(decode_membership(index, body)?),
     };
     Ok(Entry { log_id: to_log_id(position), token: Some(token), payload })
 }
 
-fn decode_normal(
+fn decode_header(
     shard: ShardId,
     position: LogPosition,
     token: FencingToken,
-    data: &[u8],
-) -> Result<Proposal, EntryError> {
+    bytes: &[u8],
+) -> Result<EntryHeader, EntryError> {
     let index = position.index;
-    let (header, body) = EntryHeader::decode(data).map_err(|source| EntryError::Header { index, source })?;
+    let (header, _behind) = EntryHeader::decode(bytes).map_err(|source| EntryError::Header { index, source })?;
     let same = header.shard == shard
         && header.term == position.term
         && header.index == position.index
@@ -170,7 +187,7 @@ fn decode_normal(
             header_term: header.term,
         });
     }
-    Ok(Proposal { header, body: Body::copy_from(body) })
+    Ok(header)
 }
 
 /// A membership's bytes. Node data is empty: addresses live in the cluster map, under the same ids.

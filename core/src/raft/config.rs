@@ -119,6 +119,7 @@ impl RaftSettings {
             notification_channel_size: Some(NOTIFICATION_CHANNEL_SLOTS),
             state_machine_channel_size: Some(APPLY_CHANNEL_SLOTS),
             max_append_entries: Some(APPEND_ENTRIES_MAX),
+            max_payload_entries: gristmill_rpc::limits::APPEND_ENTRIES_MAX as u64,
             enable_tick: false,
             enable_pre_vote: Some(true),
             allow_log_reversion: Some(false),

@@ -1,17 +1,17 @@
 //! One shard's replica: the handle that everything outside `raft` uses.
 //!
 //! ```text
-//!            propose_many(batch)                                       read_permission()
-//!                  │ admitted: number, size                                  │ ready, and the log has not failed
-//!                  v                                                         v
+//!            propose_many(batch)                        reads: read_permission()       group_peers: receive()
+//!                  │ admitted: number, size                     │ leads, lease                │ for this life of the replica
+//!                  v                                            v                             v
 //!  gate ──> openraft core ──> log append ──> flushed ──> committed ──> apply ──> outcomes
 //!   ^ closed while the leader moves to a new term (its tokens are used up)
-//!
-//!  start ──> check ──> replay committed ──> (found the group) ──> stand for election ──> ready
 //! ```
 //!
-//! Life: recovering -> ready -> stopped, never back; a log that failed stops the replica at the next look at it. A restarted leader never resumes its old term. An idle group of one
-//! voter has no timer and burns no CPU.
+//! `life` starts it, keeps it quiet after a restart and follows its roles; `members` changes who belongs to it.
+//!
+//! Life: recovering -> ready -> stopped, never back; a log that failed stops the replica at the next look at it. Ready means that consensus runs here: a follower is ready
+//! and says who leads. A restarted leader never resumes its old term. An idle group of one voter that nobody follows has no timer and burns no CPU.
 //!
 //! Limits: [`PROPOSALS_IN_FLIGHT_MAX`], [`PROPOSAL_BYTES_IN_FLIGHT_MAX`]; [`PROPOSE_ATTEMPTS_MAX`] for what openraft refuses before it writes.
 
@@ -21,26 +21,28 @@ pub use view::{ReplicaView, Role};
 
 use super::config::RaftSettings;
 use super::errors::{ProposeError, ReadError, StartError, StopReason};
+use super::group_peers::AppendLane;
+use super::life::run_start;
 use super::log_store::WalLog;
 use super::memory_store::MemoryLog;
-use super::network::NoPeers;
-use super::start::{GroupLog, LogSummary, RestartGuard, check_start, replay};
+use super::network::{PeerLinks, PeerStats};
+use super::start::{GroupLog, LogSummary, RestartGuard, check_start};
 use super::state_machine::{Applier, ApplyProgress, StateMachine};
 use super::tokens::TokenStamper;
-use super::types::{Context, Outcome, Proposal, RaftVote, ReplicaId, TypeConfig, to_log_id, to_position};
+use super::types::{Context, Outcome, Proposal, RaftMembership, ReplicaId, TypeConfig, to_position};
 use futures_util::StreamExt;
 use gristmill_rpc::ids::ShardId;
+use gristmill_rpc::limits::REPLICATED_ENTRY_BYTES_MAX;
 use gristmill_shardexec as shardexec;
 use gristmill_shardexec::sync::Notify;
-use gristmill_shardexec::time::{Instant, timeout};
+use gristmill_shardexec::time::timeout;
 use gristmill_shardexec::{Class, JoinHandle};
 use gristmill_wal::{LogPosition, Promise, WalError};
-use openraft::errors::{ClientWriteError, Fatal, ForwardReason, LinearizableReadError, RaftError};
-use openraft::raft::{VoteRequest, WriteResult};
+use openraft::errors::{ClientWriteError, Fatal, ForwardReason, RaftError};
+use openraft::raft::WriteResult;
 use openraft::{Raft, RaftMetrics, ReadPolicy, ServerState};
 use openraft_rt::WatchReceiver;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -59,7 +61,7 @@ pub const PROPOSE_ATTEMPTS_MAX: u32 = 4;
 const END_OF_CORE_MAX: Duration = Duration::from_secs(5);
 
 /// Nobody: a replica that cannot exist, for node ids start at 1. A leader that gives up its term votes for it.
-const NOBODY: ReplicaId = ReplicaId { node: 0, incarnation: 0 };
+pub(super) const NOBODY: ReplicaId = ReplicaId { node: 0, incarnation: 0 };
 
 /// What a group is told at its start.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +72,15 @@ pub struct GroupConfig {
     pub replica: ReplicaId,
     /// Timers.
     pub settings: RaftSettings,
+}
+
+/// How a group takes part in a cluster.
+#[derive(Clone)]
+pub struct GroupPeers {
+    /// The core's connections to the other nodes.
+    pub links: PeerLinks,
+    /// Founds the group if its log is empty. Exactly one replica of a group may: the others wait for a leader to add them.
+    pub found: bool,
 }
 
 /// Where the group's log is kept.
@@ -112,7 +123,7 @@ pub enum Phase {
         /// Entries to apply before it serves.
         target: u64,
     },
-    /// Serving.
+    /// Serving, as far as its role lets it.
     Ready,
     /// Stopped for good.
     Stopped(StopReason),
@@ -133,8 +144,12 @@ pub struct GroupMetrics {
     pub committed: Option<LogPosition>,
     /// The last entry applied.
     pub applied: Option<LogPosition>,
-    /// Voters of the membership in force.
-    pub voters: usize,
+    /// What this replica is to the group.
+    pub role: Role,
+    /// Voters of the membership in force, by id.
+    pub voters: Vec<ReplicaId>,
+    /// Those who follow without a vote, by id.
+    pub learners: Vec<ReplicaId>,
     /// Proposals that wait for their outcome.
     pub in_flight: usize,
     /// This replica leads and serves.
@@ -147,30 +162,45 @@ pub struct GroupMetrics {
     pub leader_changes: u64,
     /// Fencing tokens that this replica issued.
     pub tokens_issued: u64,
+    /// Appends sent to others, heartbeats included.
+    pub appends_sent: u64,
+    /// Appends received from leaders.
+    pub appends_received: u64,
+    /// Votes asked of others.
+    pub votes_sent: u64,
 }
 
-type Core = Raft<TypeConfig, Applier>;
+pub(super) type Core = Raft<TypeConfig, Applier>;
+type MetricsReceiver = openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
 
 /// One shard's replica on this core. A clone is another handle to it.
 #[derive(Clone)]
-pub struct Group(Rc<Inner>);
+pub struct Group(pub(super) Rc<Inner>);
 
-struct Inner {
-    config: GroupConfig,
+pub(super) struct Inner {
+    pub(super) config: GroupConfig,
+    pub(super) peers: Option<GroupPeers>,
+    pub(super) stats: Rc<PeerStats>,
     entry_bytes_max: usize,
-    log_at_start: LogSummary,
-    progress: Rc<ApplyProgress>,
-    stamper: Rc<TokenStamper>,
-    core: OnceCell<Core>,
-    metrics: OnceCell<openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>>,
+    pub(super) log_at_start: LogSummary,
+    pub(super) progress: Rc<ApplyProgress>,
+    pub(super) stamper: Rc<TokenStamper>,
+    pub(super) core: OnceCell<Core>,
+    pub(super) metrics: OnceCell<MetricsReceiver>,
+    /// Set once it is known what a restart binds the replica to; before, it takes no messages from others.
+    pub(super) guard: OnceCell<RestartGuard>,
+    /// Where appends of a leader wait for consensus, in order.
+    pub(super) lane: RefCell<Option<AppendLane>>,
     ready: Cell<bool>,
     stopped: RefCell<Option<StopReason>>,
-    /// Told at each change of `ready`, `stopped` and `moving`.
-    changed: Notify,
+    /// Told at each change of `ready`, `stopped` and `moving`, and of the group's leader and membership.
+    pub(super) changed: Notify,
     /// The leader is moving to a new term; proposals wait.
-    moving: Cell<bool>,
-    elections: Cell<u64>,
-    leader_changes: Cell<u64>,
+    pub(super) moving: Cell<bool>,
+    /// In this term the replica has offered its leadership to another: its lease counts no more.
+    pub(super) offered: Cell<u64>,
+    pub(super) elections: TermCounter,
+    pub(super) leader_changes: TermCounter,
     in_flight: Cell<usize>,
     bytes_in_flight: Cell<usize>,
     /// Promises room in the log for so many entries of so many bytes.
@@ -182,6 +212,22 @@ struct Inner {
     /// The last entry that the log has made durable.
     flushed: Box<dyn Fn() -> Option<LogPosition>>,
     start: Cell<Option<JoinHandle<()>>>,
+}
+
+/// Counts what happens once a term at the most, however often it is seen.
+#[derive(Debug, Default)]
+pub(super) struct TermCounter {
+    last: Cell<u64>,
+    count: Cell<u64>,
+}
+
+impl TermCounter {
+    pub(super) fn note(&self, term: u64) {
+        if term > self.last.get() {
+            self.last.set(term);
+            self.count.set(self.count.get() + 1);
+        }
+    }
 }
 
 impl fmt::Debug for Group {
@@ -204,13 +250,31 @@ impl Group {
         store: impl Into<GroupStore>,
         machine: Box<dyn StateMachine>,
     ) -> Result<Group, StartError> {
+        Group::start_with(config, None, store, machine)
+    }
+
+    /// The same for a replica that may have others: `peers` is how it reaches them.
+    ///
+    /// # Errors
+    /// As [`Group::start`].
+    pub fn start_with(
+        config: GroupConfig,
+        peers: Option<GroupPeers>,
+        store: impl Into<GroupStore>,
+        machine: Box<dyn StateMachine>,
+    ) -> Result<Group, StartError> {
         match store.into() {
-            GroupStore::Wal(log) => Group::start_on(config, log, machine),
-            GroupStore::Memory(log) => Group::start_on(config, log, machine),
+            GroupStore::Wal(log) => Group::start_on(config, peers, log, machine),
+            GroupStore::Memory(log) => Group::start_on(config, peers, log, machine),
         }
     }
 
-    fn start_on<L: GroupLog>(config: GroupConfig, log: L, machine: Box<dyn StateMachine>) -> Result<Group, StartError> {
+    fn start_on<L: GroupLog>(
+        config: GroupConfig,
+        peers: Option<GroupPeers>,
+        log: L,
+        machine: Box<dyn StateMachine>,
+    ) -> Result<Group, StartError> {
         assert!(config.replica.node != NOBODY.node, "node ids start at 1");
         let raft_config = config.settings.to_openraft(format!("shard {}", config.shard.0))?;
         let summary = log.summary();
@@ -218,20 +282,27 @@ impl Group {
         let (releasing, asking, watched, stopping) = (log.clone(), log.clone(), log.clone(), log.clone());
         let flushing = log.clone();
         let applier = Applier::new(machine, Box::new(move |index| releasing.release(index)));
+        // What does not fit into one append could never reach a follower.
+        let replicated_max = if peers.is_some() { REPLICATED_ENTRY_BYTES_MAX } else { usize::MAX };
         let inner = Rc::new(Inner {
             config,
-            entry_bytes_max: log.entry_bytes_max(),
+            peers,
+            stats: Rc::default(),
+            entry_bytes_max: log.entry_bytes_max().min(replicated_max),
             log_at_start: summary,
             progress: applier.progress(),
             stamper: log.stamper(),
             core: OnceCell::new(),
             metrics: OnceCell::new(),
+            guard: OnceCell::new(),
+            lane: RefCell::default(),
             ready: Cell::new(false),
             stopped: RefCell::new(None),
             changed: Notify::new(),
             moving: Cell::new(false),
-            elections: Cell::new(0),
-            leader_changes: Cell::new(0),
+            offered: Cell::new(0),
+            elections: TermCounter::default(),
+            leader_changes: TermCounter::default(),
             in_flight: Cell::new(0),
             bytes_in_flight: Cell::new(0),
             promise: Box::new(move |entries, bytes| asking.promise(entries, bytes)),
@@ -267,7 +338,7 @@ impl Group {
         }
     }
 
-    /// Waits until the group's phase or term may have changed.
+    /// Waits until the group's phase, term, leader or membership may have changed.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
     }
@@ -336,42 +407,6 @@ impl Group {
         Ok(InFlight { inner: Rc::clone(inner), count: proposals.len(), bytes: total, _room: room })
     }
 
-    /// Whether this replica may answer a linearizable read from its state right now.
-    ///
-    /// With one voter nobody else can have committed anything, and whatever was acknowledged here is applied: a local
-    /// check is enough. With several, [`Group::linearizable`] asks a quorum or the lease.
-    pub fn read_permission(&self) -> Result<(), ReadError> {
-        if let Some(unready) = self.0.unready() {
-            return Err(unready.into());
-        }
-        let metrics = self.0.metrics();
-        if let Err(fatal) = &metrics.running_state {
-            return Err(ReadError::Stopped(self.0.reason_of(fatal)));
-        }
-        if self.0.progress.voters() == 1 {
-            return Ok(());
-        }
-        Err(ReadError::NotLeader { leader: metrics.current_leader })
-    }
-
-    /// Waits until this replica's state holds everything acknowledged before the call, wherever it leads.
-    pub async fn linearizable(&self) -> Result<(), ReadError> {
-        match self.read_permission() {
-            Err(ReadError::NotLeader { .. }) => {}
-            decided => return decided,
-        }
-        match self.0.core().ensure_linearizable(ReadPolicy::LeaseRead).await {
-            Ok(_read_log_id) => Ok(()),
-            Err(RaftError::Fatal(fatal)) => Err(ReadError::Stopped(self.0.reason_of(&fatal))),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                Err(ReadError::NotLeader { leader: forward.leader_id })
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
-                Err(ReadError::NotLeader { leader: None })
-            }
-        }
-    }
-
     /// Whether this replica leads.
     pub fn is_leader(&self) -> bool {
         self.0.unready().is_none() && self.0.metrics().state == ServerState::Leader
@@ -379,7 +414,7 @@ impl Group {
 
     /// The group's figures.
     pub fn metrics(&self) -> GroupMetrics {
-        let progress = &self.0.progress;
+        let (progress, stats) = (&self.0.progress, &self.0.stats);
         let mut figures = GroupMetrics {
             phase: self.phase(),
             term: 0,
@@ -387,22 +422,21 @@ impl Group {
             last_log: self.0.log_at_start.last,
             committed: self.0.log_at_start.committed,
             applied: progress.applied(),
-            voters: progress.voters(),
+            role: Role::None,
+            voters: Vec::new(),
+            learners: Vec::new(),
             in_flight: self.0.in_flight.get(),
             leads: self.is_leader(),
             log_entries: 0,
-            elections: self.0.elections.get(),
-            leader_changes: self.0.leader_changes.get(),
+            elections: self.0.elections.count.get(),
+            leader_changes: self.0.leader_changes.count.get(),
             tokens_issued: self.0.stamper.issued(),
+            appends_sent: stats.appends_sent.get(),
+            appends_received: stats.appends_received.get(),
+            votes_sent: stats.votes_sent.get(),
         };
         if let Some(receiver) = self.0.metrics.get() {
-            let metrics = receiver.borrow_watched();
-            figures.term = metrics.current_term;
-            figures.leader = metrics.current_leader;
-            let term_of_last = metrics.vote.leader_id.term;
-            let last = metrics.last_log_index.map(|index| LogPosition { term: term_of_last, index });
-            figures.last_log = last.or(figures.last_log);
-            figures.committed = metrics.local_committed.as_ref().map(to_position).or(figures.committed);
+            figures.read(&receiver.borrow_watched());
         }
         figures.log_entries = entries_to(figures.last_log) - entries_to(self.0.log_at_start.purged);
         figures
@@ -422,6 +456,21 @@ impl Group {
     }
 }
 
+impl GroupMetrics {
+    fn read(&mut self, metrics: &RaftMetrics<TypeConfig>) {
+        self.term = metrics.current_term;
+        self.leader = metrics.current_leader;
+        let term_of_last = metrics.vote.leader_id.term;
+        let last = metrics.last_log_index.map(|index| LogPosition { term: term_of_last, index });
+        self.last_log = last.or(self.last_log);
+        self.committed = metrics.local_committed.as_ref().map(to_position).or(self.committed);
+        self.role = Role::of(metrics);
+        let membership = metrics.membership_config.membership();
+        self.voters = membership.voter_ids().collect();
+        self.learners = membership.learner_ids().collect();
+    }
+}
+
 /// Proposals counted as in flight until this is dropped.
 struct InFlight {
     inner: Rc<Inner>,
@@ -437,7 +486,7 @@ impl Drop for InFlight {
     }
 }
 
-enum Unready {
+pub(super) enum Unready {
     Recovering { applied: u64, target: u64 },
     Stopped(StopReason),
 }
@@ -468,21 +517,26 @@ enum Answer {
 }
 
 impl Inner {
-    fn core(&self) -> &Core {
+    pub(super) fn core(&self) -> &Core {
         self.core.get().expect("a group that is ready has a core")
     }
 
-    fn metrics(&self) -> std::cell::Ref<'_, RaftMetrics<TypeConfig>> {
+    pub(super) fn metrics(&self) -> std::cell::Ref<'_, RaftMetrics<TypeConfig>> {
         self.metrics.get().expect("a group that is ready has metrics").borrow_watched()
     }
 
-    fn stop_reason(&self) -> Option<StopReason> {
+    /// Whether this replica is the only voter: nobody else can lead or commit.
+    pub(super) fn is_alone(&self) -> bool {
+        is_sole_voter(self.metrics().membership_config.membership(), self.config.replica)
+    }
+
+    pub(super) fn stop_reason(&self) -> Option<StopReason> {
         self.stopped.borrow().clone()
     }
 
     /// Why the replica does not serve, if that is so. A log that failed is found here, for no task watches it: with
     /// nothing in flight, consensus does not notice either.
-    fn unready(&self) -> Option<Unready> {
+    pub(super) fn unready(&self) -> Option<Unready> {
         if let Some(error) = (self.log_failure)() {
             self.stop(StopReason::LogFailed(error.to_string().into()));
         }
@@ -498,7 +552,7 @@ impl Inner {
         })
     }
 
-    fn become_ready(&self) {
+    pub(super) fn become_ready(&self) {
         if self.stopped.borrow().is_none() {
             self.ready.set(true);
         }
@@ -506,7 +560,7 @@ impl Inner {
     }
 
     /// Stops for good. The first reason counts.
-    fn stop(&self, reason: StopReason) {
+    pub(super) fn stop(&self, reason: StopReason) {
         if self.stopped.borrow().is_some() {
             return;
         }
@@ -515,11 +569,11 @@ impl Inner {
         self.changed.notify_waiters();
     }
 
-    fn stopped_by(&self, fatal: &Fatal<TypeConfig>) {
+    pub(super) fn stopped_by(&self, fatal: &Fatal<TypeConfig>) {
         self.stop(self.reason_of(fatal));
     }
 
-    fn reason_of(&self, fatal: &Fatal<TypeConfig>) -> StopReason {
+    pub(super) fn reason_of(&self, fatal: &Fatal<TypeConfig>) -> StopReason {
         match fatal {
             Fatal::Stopped => StopReason::Shutdown,
             Fatal::Panicked => StopReason::Failed("its consensus task panicked".into()),
@@ -529,7 +583,7 @@ impl Inner {
         }
     }
 
-    fn reason_of_refusal(&self, error: &RaftError<TypeConfig, impl std::error::Error>) -> StopReason {
+    pub(super) fn reason_of_refusal(&self, error: &RaftError<TypeConfig, impl std::error::Error>) -> StopReason {
         match error {
             RaftError::Fatal(fatal) => self.reason_of(fatal),
             RaftError::APIError(error) => StopReason::Failed(error.to_string().into()),
@@ -547,7 +601,7 @@ impl Inner {
 
     /// Learns from the core, which has ended, why. One of its tasks may be gone and the core not know it: then it does
     /// not end, and the replica stops without it.
-    async fn note_end_of_core(&self) {
+    pub(super) async fn note_end_of_core(&self) {
         if self.stopped.borrow().is_some() {
             return;
         }
@@ -564,7 +618,7 @@ impl Inner {
     }
 
     async fn propose(self: &Rc<Self>, proposals: Vec<Proposal>) -> Vec<Result<Applied, ProposeError>> {
-        if self.progress.voters() == 1 {
+        if self.is_alone() {
             // No lease to expire, so no copies for another attempt.
             let answers = self.attempt(proposals).await;
             return answers.into_iter().map(Answer::settle).collect();
@@ -609,49 +663,8 @@ impl Inner {
     }
 
     /// A quorum's answer to a heartbeat renews the lease.
-    async fn renew_lease(&self) -> bool {
+    pub(super) async fn renew_lease(&self) -> bool {
         self.core().ensure_linearizable(ReadPolicy::ReadIndex).await.is_ok()
-    }
-
-    async fn pass_gate(&self) {
-        while self.moving.get() {
-            self.changed.notified().await;
-        }
-    }
-
-    /// Starts the move to a new term if this one's tokens are used up.
-    fn leave_spent_term(self: &Rc<Self>) {
-        let term = self.metrics().current_term;
-        if self.moving.get() || !self.stamper.is_spent(term) {
-            return;
-        }
-        self.moving.set(true);
-        let inner = Rc::clone(self);
-        shardexec::spawn(Class::Raft, "raft new term", async move {
-            if let Err(fatal) = inner.move_to_new_term(term).await {
-                inner.stopped_by(&fatal);
-            }
-            inner.moving.set(false);
-            inner.changed.notify_waiters();
-        });
-    }
-
-    /// Gives up `term` and stands for election again.
-    ///
-    /// openraft ignores an election that a leader asks for, so the leader first grants the next term to nobody, which
-    /// makes it a follower, and then stands in the one after. Entries in flight stay in the log and are committed by the
-    /// new term's first entry; their responders wait for that. New proposals wait at the gate: clients notice nothing.
-    async fn move_to_new_term(&self, term: u64) -> Result<(), Fatal<TypeConfig>> {
-        let core = self.core();
-        let newest = to_log_id(LogPosition { term: term + 1, index: u64::MAX });
-        let abdication =
-            VoteRequest { vote: RaftVote::new(term + 1, NOBODY), last_log_id: Some(newest), leadership_transfer: true };
-        core.vote(abdication).await.map_err(fatal_of)?;
-        self.elections.set(self.elections.get() + 1);
-        core.trigger().elect(false).await?;
-        wait_until_leading(core, term + 1).await?;
-        self.leader_changes.set(self.leader_changes.get() + 1);
-        Ok(())
     }
 }
 
@@ -691,64 +704,12 @@ impl Drop for StopIfUnfinished<'_> {
     }
 }
 
-fn fatal_of(error: RaftError<TypeConfig>) -> Fatal<TypeConfig> {
-    match error {
-        RaftError::Fatal(fatal) => fatal,
-        RaftError::APIError(never) => match never {},
-    }
+/// Whether `replica` alone decides under `membership`. Also false where nobody does.
+pub(super) fn is_sole_voter(membership: &RaftMembership, replica: ReplicaId) -> bool {
+    matches!(&membership.get_joint_config()[..], [voters] if voters.len() == 1 && voters.contains(&replica))
 }
 
 /// Entries of a log that begins at index 0 and ends at `last`.
 fn entries_to(last: Option<LogPosition>) -> u64 {
     last.map_or(0, |last| last.index + 1)
-}
-
-/// Waits until this replica leads a term above `term`.
-async fn wait_until_leading(core: &Core, term: u64) -> Result<(), Fatal<TypeConfig>> {
-    let leads = |metrics: &RaftMetrics<TypeConfig>| {
-        metrics.running_state.is_err() || (metrics.state == ServerState::Leader && metrics.current_term > term)
-    };
-    match core.wait(None).metrics(leads, "leading").await {
-        Ok(metrics) => metrics.running_state,
-        Err(_closed) => Err(Fatal::Stopped),
-    }
-}
-
-/// Everything from a checked log to a group that serves.
-async fn run_start<L: GroupLog>(
-    inner: &Inner,
-    config: Arc<openraft::Config>,
-    mut log: L,
-    applier: Applier,
-) -> Result<(), StopReason> {
-    let summary = inner.log_at_start;
-    replay(&mut log, &applier, summary.committed).await.map_err(|error| error.stop_reason())?;
-    let replica = inner.config.replica;
-    let core = Core::build(replica, config, NoPeers, log, applier).await.map_err(|fatal| inner.reason_of(&fatal))?;
-    assert!(inner.core.set(core.clone()).is_ok() && inner.metrics.set(core.metrics()).is_ok(), "a group starts once");
-    core.run();
-    let founded = core.is_initialized().await.map_err(|fatal| inner.reason_of(&fatal))?;
-    if founded {
-        stand_for_election(inner, &core, summary.voted).await?;
-    } else {
-        // Founding a group is an election of its own.
-        inner.elections.set(inner.elections.get() + 1);
-        core.initialize(BTreeSet::from([replica])).await.map_err(|error| inner.reason_of_refusal(&error))?;
-    }
-    wait_until_leading(&core, 0).await.map_err(|fatal| inner.reason_of(&fatal))?;
-    inner.leader_changes.set(inner.leader_changes.get() + 1);
-    // Returns once this term's first entry is applied, and with it everything before.
-    core.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(|error| inner.reason_of_refusal(&error))?;
-    Ok(())
-}
-
-async fn stand_for_election(inner: &Inner, core: &Core, voted: bool) -> Result<(), StopReason> {
-    let voters = core.voter_ids().count();
-    let hold = inner.config.settings.restart_hold();
-    RestartGuard::new(voters, voted, Instant::boottime_now(), hold).wait().await;
-    if voters != 1 {
-        return Err(StopReason::NeedsPeers { voters });
-    }
-    inner.elections.set(inner.elections.get() + 1);
-    core.trigger().elect(false).await.map_err(|fatal| inner.reason_of(&fatal))
 }

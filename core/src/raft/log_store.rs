@@ -42,8 +42,8 @@ use std::time::Duration;
 
 /// Bytes of recent entries that one group keeps in memory until they are applied.
 pub const CACHE_BYTES_MAX: usize = 4 << 20;
-/// Bytes of one read from the WAL.
-const READ_BYTES_MAX: usize = 1 << 20;
+/// Bytes of one read from the WAL, and of what one append to a follower takes.
+pub(super) const READ_BYTES_MAX: usize = 1 << 20;
 /// Most that a record adds to its payload: header and padding.
 const RECORD_OVERHEAD_BYTES: usize = RECORD_HEADER_BYTES + RECORD_ALIGN;
 /// Time between two looks at a full disk.
@@ -260,6 +260,16 @@ fn head_that_fits(entries: &[Entry], bytes_max: usize) -> (usize, usize) {
     (entries.len(), bytes)
 }
 
+/// How many entries from the front hold at most `bytes_max`: at least one, where there is one.
+pub(super) fn entries_within(entries: &[Entry], bytes_max: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |entry: &&Entry| {
+        bytes += codec::payload_bytes(entry);
+        bytes <= bytes_max
+    };
+    entries.iter().take_while(fits).count().max(1).min(entries.len())
+}
+
 impl GroupLog for WalLog {
     fn summary(&self) -> LogSummary {
         LogSummary {
@@ -349,7 +359,8 @@ impl RaftLogReader<TypeConfig> for WalLog {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        let cached = self.cached(start..end);
+        let mut cached = self.cached(start..end);
+        cached.truncate(entries_within(&cached, READ_BYTES_MAX));
         if cached.is_empty() { self.read_wal(start..end, READ_BYTES_MAX).await } else { Ok(cached) }
     }
 

@@ -3,6 +3,7 @@
 //! Tokens are stamped and checked exactly as over the WAL; only durability is missing, so the flush callback runs before
 //! `append` returns.
 
+use super::log_store::{READ_BYTES_MAX, entries_within};
 use super::start::{GroupLog, LogSummary};
 use super::tokens::TokenStamper;
 use super::types::{Entry, RaftLogId, RaftVote, TypeConfig, to_position};
@@ -135,6 +136,12 @@ impl RaftLogReader<TypeConfig> for MemoryLog {
         range: R,
     ) -> io::Result<Vec<Entry>> {
         Ok(self.read(range))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let mut entries = self.read(start..end);
+        entries.truncate(entries_within(&entries, READ_BYTES_MAX));
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<RaftVote>> {

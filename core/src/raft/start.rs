@@ -118,7 +118,7 @@ pub fn check_start(log: &LogSummary, applied: Option<LogPosition>) -> Result<(),
 
 /// Keeps a restarted replica of a group with several voters quiet for as long as a lease that it may have granted.
 ///
-/// openraft forgets granted leases in a restart: a follower killed and back within the lease could elect a rival while the
+/// It neither campaigns nor answers votes meanwhile (`life`, `group_peers`). openraft forgets granted leases in a restart: a follower killed and back within the lease could elect a rival while the
 /// old leader still serves reads alone. With one voter there is no lease, hence nothing to wait for. The clock is BOOTTIME,
 /// so that a suspended machine does not stretch it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,9 +127,11 @@ pub struct RestartGuard {
 }
 
 impl RestartGuard {
-    /// `voted`: the replica took part before. `now` and all later readings are BOOTTIME.
-    pub fn new(voters: usize, voted: bool, now: Instant, hold: Duration) -> RestartGuard {
-        RestartGuard { until: (voters > 1 && voted).then(|| now + hold) }
+    /// `alone`: it is the only voter. `voted`: it took part before. `now` and all later readings are BOOTTIME.
+    ///
+    /// A replica that is no voter by its own log keeps quiet as well: it may be one by the leader's.
+    pub fn new(alone: bool, voted: bool, now: Instant, hold: Duration) -> RestartGuard {
+        RestartGuard { until: (!alone && voted).then(|| now + hold) }
     }
 
     /// Whether the replica may stand for election and answer votes and pre-votes.
@@ -264,11 +266,11 @@ mod tests {
     fn only_a_restarted_replica_with_peers_holds_still() {
         let start = Instant::from_ns(1_000_000_000);
         let hold = Duration::from_millis(165);
-        let guard = RestartGuard::new(3, true, start, hold);
+        let guard = RestartGuard::new(false, true, start, hold);
         assert!(!guard.may_vote(start));
         assert!(!guard.may_vote(start + hold - Duration::from_nanos(1)));
         assert!(guard.may_vote(start + hold));
-        assert!(RestartGuard::new(1, true, start, hold).may_vote(start), "no lease without peers");
-        assert!(RestartGuard::new(3, false, start, hold).may_vote(start), "it never granted one");
+        assert!(RestartGuard::new(true, true, start, hold).may_vote(start), "no lease without peers");
+        assert!(RestartGuard::new(false, false, start, hold).may_vote(start), "it never granted one");
     }
 }

@@ -13,7 +13,7 @@
 
 use super::errors::StopReason;
 use super::log_store::unreadable;
-use super::types::{Entry, Outcome, RaftLogId, RaftMembership, RaftStoredMembership, TypeConfig, to_log_id};
+use super::types::{Entry, Outcome, RaftLogId, RaftStoredMembership, TypeConfig, to_log_id};
 use crate::state::envelope::EntryHeader;
 use futures_util::{Stream, StreamExt};
 use gristmill_rpc::body::Body;
@@ -79,7 +79,8 @@ pub type Room = Pin<Box<dyn Future<Output = ()>>>;
 #[derive(Default)]
 pub(crate) struct ApplyProgress {
     applied: Cell<Option<LogPosition>>,
-    voters: Cell<usize>,
+    /// Others need the log, too: the last membership that was applied has more than one member.
+    followed: Cell<bool>,
     /// Why applying ended: openraft passes on the text of an error only.
     ended_by: RefCell<Option<StopReason>>,
 }
@@ -88,11 +89,6 @@ impl ApplyProgress {
     /// The last entry applied.
     pub(crate) fn applied(&self) -> Option<LogPosition> {
         self.applied.get()
-    }
-
-    /// Voters of the last membership that was applied; 0 before the first.
-    pub(crate) fn voters(&self) -> usize {
-        self.voters.get()
     }
 
     /// Why applying ended, if it did.
@@ -158,13 +154,13 @@ impl Applier {
         assert_eq!(machine.outcomes.len(), batch.len(), "one outcome per entry");
         for entry in entries {
             if let EntryPayload::Membership(membership) = &entry.payload {
-                self.progress.voters.set(voters(membership));
+                self.progress.followed.set(membership.nodes().count() > 1);
                 machine.membership = RaftStoredMembership::new(Some(entry.log_id), membership.clone());
             }
         }
         self.progress.applied.set(Some(last.position()));
-        if self.progress.voters() == 1 {
-            // With followers the entries are still to be sent.
+        if !self.progress.followed.get() {
+            // With followers the entries may still be to be sent; the cache's own limit holds.
             (machine.on_applied)(last.log_id.index);
         }
         Ok(())
@@ -221,10 +217,6 @@ pub(crate) fn command_bytes(entry: &Entry) -> usize {
         EntryPayload::Normal(proposal) => proposal.body.len(),
         EntryPayload::Blank | EntryPayload::Membership(_) => 0,
     }
-}
-
-fn voters(membership: &RaftMembership) -> usize {
-    membership.voter_ids().count()
 }
 
 impl RaftStateMachine<TypeConfig> for Applier {

@@ -1,5 +1,6 @@
 //! How a core comes up and goes down. See the module head of [`super`] for the order.
 
+use super::cluster::Cluster;
 use super::core::{Core, start_loops};
 use super::hosted::CoreView;
 use super::observe::tell_progress;
@@ -44,6 +45,8 @@ const BIND_ATTEMPTS_MAX: u32 = 20;
 /// Pause between them.
 const BIND_PAUSE: Duration = Duration::from_millis(5);
 
+/// Who a node is that runs alone.
+const ALONE: ReplicaId = ReplicaId { node: 1, incarnation: 1 };
 /// How long a stopping core waits for its logs' last writes.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 /// Advice to a client whose request met a core that is starting.
@@ -149,6 +152,11 @@ pub(super) fn check(config: &NodeConfig) -> Result<(), BootError> {
         && (shards == 0 || shards > SHARDS_MAX)
     {
         return refuse("--shards", format!("{shards} is not 1 to {SHARDS_MAX}"));
+    }
+    if let Some(cluster) = &config.cluster
+        && let Err(problem) = cluster.check()
+    {
+        return refuse("cluster", problem);
     }
     if config.core_ports.len() > usize::from(config.cores()) {
         let problem = format!("{} ports for {} cores", config.core_ports.len(), config.cores());
@@ -321,7 +329,10 @@ impl Boot {
                 shards.insert(id, Shard::new(id, Machine::new(id, &ring, &registry), &registry));
             }
         }
-        Core::new(placement, ring, shards, Rc::clone(peers), offered.clone(), registry, self.config.connections)
+        let of_ring = (opened.superblock.shards, opened.superblock.ring_vnodes);
+        let cluster = self.config.cluster.as_ref().map(|config| Cluster::new(config, of_ring));
+        let limits = self.config.connections;
+        Core::new(placement, ring, shards, Rc::clone(peers), offered.clone(), registry, (limits, cluster))
     }
 
     /// Core 0: tells whoever started the node where it listens, and waits for their wish to stop.
@@ -369,10 +380,13 @@ impl Boot {
 /// Starts consensus on one shard. One that must not run is refused, the others go on.
 fn start_shard(core: &Core, shard: &Rc<Shard>, wal: &Wal) {
     let id = shard.id();
-    let config =
-        GroupConfig { shard: id, replica: ReplicaId { node: 1, incarnation: 1 }, settings: RaftSettings::default() };
+    let (replica, settings, peers) = match core.cluster() {
+        Some(cluster) => (cluster.replica(), cluster.settings(), Some(cluster.group_peers())),
+        None => (ALONE, RaftSettings::default(), None),
+    };
+    let config = GroupConfig { shard: id, replica, settings };
     let store = WalLog::new(wal.clone(), id, WalLogOptions::default());
-    match Group::start(config, store, shard.machine().state_machine()) {
+    match Group::start_with(config, peers, store, shard.machine().state_machine()) {
         Ok(group) => shard.run(group),
         Err(error) => {
             tell(format_args!("gristmill: shard {} does not serve: {error}", id.0));

@@ -16,7 +16,7 @@
 //!   are dropped.
 
 use super::ConnectionLimits;
-use super::core::{Core, OpenConnection};
+use super::core::{Core, OpenConnection, Sender};
 use super::observe::CoreMetrics;
 use super::reply::{Answer, ReplyTo};
 use gristmill_rpc::error::{ErrorCode, Rejection};
@@ -51,6 +51,7 @@ pub(crate) struct Connection {
     /// The protocol may take input again, or the connection is closing.
     input: Notify,
     closing: Cell<bool>,
+    sender: Sender,
     /// The writer has sent what there was, or cannot.
     written: Cell<bool>,
     /// When the requests came whose answers wait to be sent.
@@ -76,6 +77,7 @@ impl Connection {
             output: Notify::new(),
             input: Notify::new(),
             closing: Cell::new(false),
+            sender: Sender::default(),
             written: Cell::new(false),
             answered: RefCell::default(),
             limits: core.limits(),
@@ -154,7 +156,7 @@ impl Connection {
             match next {
                 Ok(Some(request)) => {
                     let reply = ReplyTo::connection(Rc::clone(self), request.accepted, now);
-                    core.dispatch(&request.header, request.body, now, reply);
+                    core.dispatch(&self.sender, &request.header, request.body, now, reply);
                     yield_if_spent().await;
                 }
                 Ok(None) => {

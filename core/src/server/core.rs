@@ -7,6 +7,7 @@
 
 use super::ConnectionLimits;
 use super::boot::Offered;
+use super::cluster::{Cluster, not_clustered};
 use super::connection::{Connection, refuse};
 use super::observe::{CoreMetrics, observe_log, watch_executor};
 use super::peers::{CoreMessage, Peers};
@@ -14,10 +15,11 @@ use super::reply::ReplyTo;
 use super::seldom::Seldom;
 use super::status::{self, CoreStatus, NodeDescription};
 use crate::metrics::{Event, Registry};
+use crate::raft::ReplicaId;
 use crate::shard::placement::Placement;
 use crate::shard::replica::Shard;
 use crate::shard::wall_ms;
-use gristmill_rpc::body::Body;
+use gristmill_rpc::body::{Body, archive};
 use gristmill_rpc::error::{ErrorCode, Rejection};
 use gristmill_rpc::frame::{FrameError, FrameHeader};
 use gristmill_rpc::ids::ShardId;
@@ -55,6 +57,7 @@ pub(crate) struct Core {
     offer: Arc<ServerOffer>,
     node: NodeDescription,
     limits: ConnectionLimits,
+    cluster: Option<Cluster>,
     connections: RefCell<Vec<Weak<Connection>>>,
     refusals: Semaphore,
     refusals_told: Seldom,
@@ -74,7 +77,7 @@ impl Core {
         peers: Rc<Peers>,
         offered: Offered,
         registry: Registry,
-        limits: ConnectionLimits,
+        (limits, cluster): (ConnectionLimits, Option<Cluster>),
     ) -> Rc<Core> {
         let id = peers.own();
         Rc::new(Core {
@@ -86,6 +89,7 @@ impl Core {
             offer: offered.offer,
             node: offered.node,
             limits,
+            cluster,
             connections: RefCell::default(),
             refusals: Semaphore::new(REFUSALS_MAX),
             refusals_told: Seldom::default(),
@@ -107,24 +111,52 @@ impl Core {
         self.limits
     }
 
-    /// Checks a request that a client sent here, which `arrived` then, and hands it to its shard.
-    pub(crate) fn dispatch(self: &Rc<Self>, header: &FrameHeader, body: Body, arrived: Instant, reply: ReplyTo) {
+    /// The node's part in a cluster.
+    pub(super) fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
+    /// Checks a request that `sender` sent here, which `arrived` then, and hands it to its shard.
+    pub(crate) fn dispatch(
+        self: &Rc<Self>,
+        sender: &Sender,
+        header: &FrameHeader,
+        body: Body,
+        arrived: Instant,
+        reply: ReplyTo,
+    ) {
         self.metrics.requests.add(1);
-        let routed = self.route(header, &body);
+        let routed = self.route(sender, header, &body);
         match routed {
             Ok(Route::Shard(shard)) => self.to_shard(shard, *header, body, arrived, reply),
             Ok(Route::Status { verbose }) => status::gather(self, verbose, reply),
+            Ok(Route::Here(answer)) => reply.answer(Ok(answer)),
             Err(rejection) => reply.answer(Err(rejection)),
         }
     }
 
-    fn route(&self, header: &FrameHeader, body: &Body) -> Result<Route, Rejection> {
+    fn route(&self, sender: &Sender, header: &FrameHeader, body: &Body) -> Result<Route, Rejection> {
         if self.stopping.get() {
             return Err(Rejection::new(ErrorCode::ShuttingDown, "the server is shutting down; ask again later"));
         }
         let request = validate::request(header, body)?;
         if let RequestRef::Status(request) = &request {
             return Ok(Route::Status { verbose: request.verbose });
+        }
+        match &request {
+            RequestRef::PeerHello(hello) => {
+                let (from, answer) = self.cluster.as_ref().ok_or_else(not_clustered)?.greet(hello)?;
+                sender.replica.set(Some(from));
+                return Ok(Route::Here(archive(&answer)));
+            }
+            RequestRef::Replica(message) => {
+                self.cluster.as_ref().ok_or_else(not_clustered)?;
+                Cluster::check(sender.replica.get(), message)?;
+            }
+            RequestRef::AddLearner(_) | RequestRef::ChangeMembership(_) => {
+                self.cluster.as_ref().ok_or_else(not_clustered)?;
+            }
+            _ => {}
         }
         match request.shard(header, &self.ring)? {
             Some(shard) => Ok(Route::Shard(shard)),
@@ -308,7 +340,18 @@ async fn wait_until(deadline: Instant, holds: impl Fn() -> bool) {
 
 enum Route {
     Shard(ShardId),
-    Status { verbose: bool },
+    Status {
+        verbose: bool,
+    },
+    /// Answered on the spot.
+    Here(Body),
+}
+
+/// Who is at the other end of a connection.
+#[derive(Default)]
+pub(crate) struct Sender {
+    /// The replica that introduced itself there; clients do not.
+    replica: Cell<Option<ReplicaId>>,
 }
 
 /// One open connection, counted.

@@ -13,6 +13,9 @@
 //! - Stopping drains: no new requests, those in flight are answered, the logs are closed with their final mark.
 
 mod boot;
+pub(crate) mod cluster;
+#[cfg(test)]
+mod cluster_tests;
 pub(crate) mod connection;
 pub(crate) mod core;
 pub mod hosted;
@@ -24,6 +27,7 @@ pub(crate) mod status;
 pub mod stop;
 
 pub use boot::BootError;
+pub use cluster::ClusterConfig;
 use gristmill_shardexec::cores::{BodyPanic, Cores, cpu_for};
 use gristmill_shardexec::{CoreId, ExecutorConfig, IoChoice, SpinPolicy};
 use gristmill_wal::WalOptions;
@@ -82,6 +86,8 @@ pub struct NodeConfig {
     pub connections: ConnectionLimits,
     /// Options of every log.
     pub wal: WalOptions,
+    /// The node's part in a cluster; `None`: it runs alone.
+    pub cluster: Option<ClusterConfig>,
 }
 
 impl NodeConfig {
@@ -99,6 +105,7 @@ impl NodeConfig {
             insecure: false,
             connections: ConnectionLimits::default(),
             wal: WalOptions::default(),
+            cluster: None,
         }
     }
 

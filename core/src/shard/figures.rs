@@ -22,9 +22,7 @@ fn labels(shard: ShardId) -> Labels {
 
 impl ShardMetrics {
     pub(super) fn register(registry: &Registry, shard: ShardId) -> ShardMetrics {
-        for definition in names::OF_PEERS {
-            registry.counter(definition, labels(shard));
-        }
+        registry.counter(names::SNAPSHOTS_CREATED, labels(shard));
         ShardMetrics {
             proposals: registry.counter(names::PROPOSALS, labels(shard)),
             batch_size: registry.histogram(names::PROPOSE_BATCH_SIZE, labels(shard)),
@@ -49,15 +47,18 @@ impl ShardMetrics {
 /// Shows the figures of a shard's group: zeros while there is none.
 pub(super) fn observe_group(registry: &Registry, shard: &Rc<Shard>) {
     let id = shard.id();
-    let figures: [(_, Figure); 8] = [
+    let figures: [(_, Figure); 11] = [
         (names::CURRENT_TERM, |group| group.term),
         (names::COMMIT_INDEX, |group| group.committed.map_or(0, |committed| committed.index)),
         (names::LOG_ENTRY_COUNT, |group| group.log_entries),
-        (names::PEER_COUNT, |group| group.voters.saturating_sub(1) as u64),
+        (names::PEER_COUNT, |group| group.voters.len().saturating_sub(1) as u64),
         (names::IS_LEADER, |group| u64::from(group.leads)),
         (names::ELECTIONS_STARTED, |group| group.elections),
         (names::LEADER_CHANGES, |group| group.leader_changes),
         (names::FENCING_TOKENS_ISSUED, |group| group.tokens_issued),
+        (names::APPEND_ENTRIES_SENT, |group| group.appends_sent),
+        (names::APPEND_ENTRIES_RECEIVED, |group| group.appends_received),
+        (names::VOTE_REQUESTS_SENT, |group| group.votes_sent),
     ];
     for (definition, figure) in figures {
         let shard: Weak<Shard> = Rc::downgrade(shard);

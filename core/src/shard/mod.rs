@@ -5,6 +5,7 @@ use gristmill_shardexec::time::WallClock;
 pub mod data_dir;
 mod figures;
 pub(crate) mod machine;
+mod peers;
 pub mod placement;
 pub(crate) mod replica;
 pub mod superblock;

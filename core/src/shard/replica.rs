@@ -3,8 +3,9 @@
 //! ```text
 //!   serve ─┬─ write ─► queue ─► proposer: one batch at a time is gathered while earlier ones are in flight
 //!          │                       └─► Group::propose_many ─► outcomes ─► answers
-//!          ├─ get, short scan ─► permission to read ─► state ─► answer, at once
-//!          └─ long scan, recall ─► permission ─► a task that waits for its turn and yields between slices ─► answer
+//!          ├─ get, short scan ─► permission to read ─► state ─► answer, at once (a task where the others must be asked first)
+//!          ├─ long scan, recall ─► permission ─► a task that waits for its turn and yields between slices ─► answer
+//!          └─ votes and appends of other replicas, changes of the membership ─► peers
 //! ```
 //!
 //! Invariants
@@ -21,7 +22,9 @@ use super::turns::Turns;
 use super::wall_ms;
 use super::watch::watch;
 use crate::metrics::{Event, Registry};
-use crate::raft::{Applied, Group, GroupMetrics, Phase as GroupPhase, Proposal, ProposeError, ReadError, StopReason};
+use crate::raft::{
+    Applied, Group, GroupMetrics, Phase as GroupPhase, Proposal, ProposeError, ReadError, ReplicaId, Role, StopReason,
+};
 use crate::recall::RecallStats;
 use crate::server::hosted::ShardView;
 use crate::server::reply::{Answer, ReplyTo};
@@ -111,6 +114,13 @@ pub(crate) struct ShardStatus {
     phase: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    role: Role,
+    /// The node that leads, as far as known.
+    leader: Option<u64>,
+    /// The nodes that vote.
+    voters: Vec<u64>,
+    /// The nodes that follow without a vote.
+    learners: Vec<u64>,
     term: u64,
     last_log: u64,
     commit: u64,
@@ -227,34 +237,73 @@ impl Shard {
                 self.scan(scan_of(scan), deadline, reply);
                 return;
             }
-            Ok(request) => in_time(deadline).and_then(|()| self.read(&request)),
+            Ok(RequestRef::Replica(message)) => {
+                self.receive(message, reply);
+                return;
+            }
+            Ok(RequestRef::AddLearner(request)) => {
+                self.add_learner(request, reply);
+                return;
+            }
+            Ok(RequestRef::ChangeMembership(request)) => {
+                self.change_membership(request, reply);
+                return;
+            }
+            Ok(request) => match in_time(deadline).and_then(|()| self.permit_read()) {
+                Ok(Permission::Now) => self.read(&request),
+                Ok(Permission::AskFirst) => {
+                    self.read_later(*header, body, deadline, reply);
+                    return;
+                }
+                Err(rejection) => Err(rejection),
+            },
             Err(rejection) => Err(rejection),
         };
         reply.answer(answer);
     }
 
+    /// Answers a read once a quorum has confirmed that this replica leads.
+    fn read_later(self: &Rc<Self>, header: FrameHeader, body: Body, deadline: Option<Instant>, reply: ReplyTo) {
+        let shard = Rc::clone(self);
+        spawn(Class::Request, "read", async move {
+            let confirmed = shard.confirm_read().await.and_then(|()| in_time(deadline));
+            let request = confirmed.and_then(|()| validate::request(&header, &body));
+            reply.answer(request.and_then(|request| shard.read(&request)));
+        });
+    }
+
     /// Answers a read from the state.
     fn read(&self, request: &RequestRef<'_>) -> Answer {
-        self.permit_read()?;
         let now_ms = wall_ms();
         match request {
             RequestRef::Get(get) => Ok(archive(&self.machine.get(get, now_ms)?)),
             RequestRef::GetGrain(get) => Ok(archive(&self.machine.get_grain(get)?)),
-            RequestRef::Write(_) | RequestRef::Scan(_) | RequestRef::Recall(_) | RequestRef::Status(_) => {
-                unreachable!("served elsewhere")
-            }
+            _ => unreachable!("served elsewhere"),
         }
     }
 
-    fn permit_read(&self) -> Result<(), Rejection> {
-        self.group()?.read_permission().map_err(|error| self.read_rejection(&error))
+    fn permit_read(&self) -> Result<Permission, Rejection> {
+        match self.group()?.read_permission() {
+            Ok(()) => Ok(Permission::Now),
+            Err(ReadError::Unconfirmed) => Ok(Permission::AskFirst),
+            Err(error) => Err(self.read_rejection(&error)),
+        }
+    }
+
+    /// Waits until the state may be read, asking the other replicas where that must be.
+    async fn confirm_read(&self) -> Result<(), Rejection> {
+        let group = self.group()?;
+        group.linearizable().await.map_err(|error| self.read_rejection(&error))
     }
 
     /// A short scan is answered at once; a long one goes on as a task, of which [`SCANS_MAX`] run at once.
     fn scan(self: &Rc<Self>, mut run: ScanRun, deadline: Option<Instant>, reply: ReplyTo) {
-        let complete = in_time(deadline)
-            .and_then(|()| self.permit_read())
-            .and_then(|()| self.machine.scan_step(&mut run, wall_ms()));
+        let permission = in_time(deadline).and_then(|()| self.permit_read());
+        let complete = match &permission {
+            Ok(Permission::Now) => self.machine.scan_step(&mut run, wall_ms()),
+            Ok(Permission::AskFirst) => Ok(false),
+            Err(rejection) => Err(rejection.clone()),
+        };
         if let Ok(false) = complete {
             let turn = self.scans.try_take();
             if turn.is_none() {
@@ -263,7 +312,14 @@ impl Shard {
             }
             let shard = Rc::clone(self);
             spawn(Class::Request, "scan", async move {
-                reply.answer(shard.go_on_scanning(run, turn, deadline).await);
+                let confirmed = match permission {
+                    Ok(Permission::AskFirst) => shard.confirm_read().await,
+                    _ => Ok(()),
+                };
+                reply.answer(match confirmed {
+                    Ok(()) => shard.go_on_scanning(run, turn, deadline).await,
+                    Err(rejection) => Err(rejection),
+                });
             });
             return;
         }
@@ -290,7 +346,7 @@ impl Shard {
 
     /// Every recall is a task, of which [`RECALLS_MAX`] run at once.
     fn recall(self: &Rc<Self>, body: Body, deadline: Option<Instant>, reply: ReplyTo) {
-        if let Err(rejection) = in_time(deadline).and_then(|()| self.permit_read()) {
+        if let Err(rejection) = in_time(deadline).and_then(|()| self.permit_read().map(drop)) {
             reply.answer(Err(rejection));
             return;
         }
@@ -312,7 +368,7 @@ impl Shard {
     async fn wait_for_turn(&self, turns: &Turns, deadline: Option<Instant>) -> Result<Permit, Rejection> {
         let turn = turns.take().await?;
         in_time(deadline)?;
-        self.permit_read()?;
+        self.confirm_read().await?;
         Ok(turn)
     }
 
@@ -447,7 +503,7 @@ impl Shard {
         }
     }
 
-    fn group(&self) -> Result<Group, Rejection> {
+    pub(super) fn group(&self) -> Result<Group, Rejection> {
         match &*self.phase.borrow() {
             Phase::Running(group) => Ok(group.clone()),
             Phase::Opening => Err(self.recovering("its log is being opened")),
@@ -469,7 +525,7 @@ impl Shard {
                 return Rejection::new(ErrorCode::Overloaded, error.to_string())
                     .retry_after_ms(OVERLOADED_RETRY_AFTER_MS);
             }
-            ProposeError::NotLeader { .. } => ErrorCode::NotLeader,
+            ProposeError::NotLeader { leader } => return self.not_leader(error, *leader),
             ProposeError::TooLarge { .. } => ErrorCode::TooLarge,
             ProposeError::DiskFull(_) => {
                 return Rejection::new(ErrorCode::DiskFull, format!("shard {}: {error}", self.id.0))
@@ -486,7 +542,9 @@ impl Shard {
             ReadError::Recovering { applied, target } => {
                 return self.recovering(&format!("entry {applied} of {target} is applied"));
             }
-            ReadError::NotLeader { .. } => ErrorCode::NotLeader,
+            ReadError::NotLeader { leader } => return self.not_leader(error, *leader),
+            // Nobody could confirm it in time.
+            ReadError::Unconfirmed => return self.not_leader(error, None),
             ReadError::Stopped(reason) => stop_code(reason),
         };
         Rejection::new(code, format!("shard {}: {error}", self.id.0))
@@ -518,10 +576,17 @@ impl Shard {
         let of_group = |pick: fn(&GroupMetrics) -> Option<gristmill_wal::LogPosition>| {
             metrics.as_ref().map_or(0, |metrics| index(pick(metrics)))
         };
+        let nodes = |pick: fn(&GroupMetrics) -> &Vec<ReplicaId>| {
+            metrics.iter().flat_map(pick).map(|replica| replica.node).collect()
+        };
         ShardStatus {
             shard: self.id.0,
             phase,
             reason,
+            role: metrics.as_ref().map_or(Role::default(), |metrics| metrics.role),
+            leader: metrics.as_ref().and_then(|metrics| metrics.leader).map(|leader| leader.node),
+            voters: nodes(|metrics| &metrics.voters),
+            learners: nodes(|metrics| &metrics.learners),
             term: metrics.as_ref().map_or(0, |metrics| metrics.term),
             last_log: of_group(|metrics| metrics.last_log),
             commit: of_group(|metrics| metrics.committed),
@@ -550,6 +615,14 @@ impl Shard {
             },
         }
     }
+}
+
+/// When a read that is permitted may look at the state.
+#[derive(Debug, Clone, Copy)]
+enum Permission {
+    Now,
+    /// Once a quorum has confirmed that this replica leads.
+    AskFirst,
 }
 
 /// Refuses to begin what nobody waits for any more.
@@ -601,7 +674,7 @@ fn page_of(run: ScanRun) -> Body {
     archive(&ScanReply { items: page.items, more: page.more })
 }
 
-fn stop_code(reason: &StopReason) -> ErrorCode {
+pub(super) fn stop_code(reason: &StopReason) -> ErrorCode {
     match reason {
         StopReason::Shutdown => ErrorCode::ShuttingDown,
         StopReason::Failed(_) => ErrorCode::Internal,

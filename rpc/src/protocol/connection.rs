@@ -315,9 +315,7 @@ impl Connection {
             self.deadlines.remove(&(deadline, correlation));
         }
         let result = match message {
-            Some(MessageType::Error) => {
-                Err(ServerError::read(&header, &body).map_err(ConnectionError::Body)?)
-            }
+            Some(MessageType::Error) => Err(ServerError::read(&header, &body).map_err(ConnectionError::Body)?),
             message if message == in_flight.message.reply() => Ok(body),
             _ => return Err(unexpected),
         };

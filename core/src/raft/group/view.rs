@@ -3,17 +3,19 @@
 use super::{Group, Inner};
 use crate::raft::errors::StopReason;
 use crate::raft::log_store::vote_to_wal;
-use crate::raft::types::{ReplicaId, to_position};
+use crate::raft::types::{ReplicaId, TypeConfig, to_position};
 use gristmill_wal::{LogPosition, Vote};
-use openraft::ServerState;
+use openraft::{RaftMetrics, ServerState};
 use openraft_rt::WatchReceiver;
 
 /// What a replica is in its group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Consensus does not run yet, or not any more.
+    #[default]
     None,
-    /// Receives the log, has no vote.
+    /// Receives the log, has no vote; or waits to be made a member.
     Learner,
     /// Receives the log, votes.
     Follower,
@@ -21,6 +23,19 @@ pub enum Role {
     Candidate,
     /// Leads.
     Leader,
+}
+
+impl Role {
+    pub(super) fn of(metrics: &RaftMetrics<TypeConfig>) -> Role {
+        match metrics.state {
+            _ if metrics.running_state.is_err() => Role::None,
+            ServerState::Learner => Role::Learner,
+            ServerState::Follower => Role::Follower,
+            ServerState::Candidate => Role::Candidate,
+            ServerState::Leader => Role::Leader,
+            ServerState::Shutdown => Role::None,
+        }
+    }
 }
 
 /// A replica's figures at one moment, taken without changing anything.
@@ -74,14 +89,7 @@ impl Inner {
         };
         if let Some(receiver) = self.metrics.get() {
             let metrics = receiver.borrow_watched();
-            view.role = match metrics.state {
-                _ if metrics.running_state.is_err() => Role::None,
-                ServerState::Learner => Role::Learner,
-                ServerState::Follower => Role::Follower,
-                ServerState::Candidate => Role::Candidate,
-                ServerState::Leader => Role::Leader,
-                ServerState::Shutdown => Role::None,
-            };
+            view.role = Role::of(&metrics);
             view.term = metrics.current_term;
             view.vote = Some(vote_to_wal(&metrics.vote));
             view.leader = metrics.current_leader;
