@@ -532,9 +532,20 @@ impl Shard {
                     .retry_after_ms(DISK_FULL_RETRY_AFTER_MS);
             }
             ProposeError::Unknown => ErrorCode::DeadlineExceeded,
-            ProposeError::Stopped(reason) => stop_code(reason),
+            ProposeError::Stopped(reason) => match self.why_down(reason) {
+                Some(rejection) => return rejection,
+                None => stop_code(reason),
+            },
         };
         Rejection::new(code, format!("shard {}: {error}", self.id.0))
+    }
+
+    /// Why the shard is down, where the group knows only that it was told to stop.
+    fn why_down(&self, told: &StopReason) -> Option<Rejection> {
+        match (&*self.phase.borrow(), told) {
+            (Phase::Down(rejection), StopReason::Shutdown) => Some(rejection.clone()),
+            _ => None,
+        }
     }
 
     fn read_rejection(&self, error: &ReadError) -> Rejection {
@@ -545,7 +556,10 @@ impl Shard {
             ReadError::NotLeader { leader } => return self.not_leader(error, *leader),
             // Nobody could confirm it in time.
             ReadError::Unconfirmed => return self.not_leader(error, None),
-            ReadError::Stopped(reason) => stop_code(reason),
+            ReadError::Stopped(reason) => match self.why_down(reason) {
+                Some(rejection) => return rejection,
+                None => stop_code(reason),
+            },
         };
         Rejection::new(code, format!("shard {}: {error}", self.id.0))
     }

@@ -17,7 +17,7 @@ use gristmill_rpc::schema::{
 };
 use gristmill_shardexec::sync::oneshot;
 use gristmill_shardexec::time::{Instant, sleep};
-use gristmill_shardexec::{Class, Executor, ExecutorConfig, IoChoice, executor_stats};
+use gristmill_shardexec::{Class, Executor, ExecutorConfig, IoChoice, executor_stats, yield_now};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -213,30 +213,39 @@ fn scans_of_any_length_are_answered_in_whole() {
     });
 }
 
-/// The shard's own tasks ran unwatched: with the proposer gone, writes waited in the queue for ever.
+/// The shard's own tasks ran unwatched: with the proposer gone, writes waited in the queue for ever. And a write that was with
+/// consensus was told that the server shuts down, since the group knew no more.
 #[test]
 fn a_task_that_panics_stops_its_shard_and_answers_what_waits() {
-    on_executor(async {
-        let running = Running::start(&MemoryLog::new(SHARD)).await;
-        running.write(vec![put(1, 0)]).await;
-        running.shard.keep(Class::Raft, "doomed", async { panic!("a defect") });
-        let put = |key| archive(&Command { operations: vec![put(key, 0)] });
-        // In the queue while the task panics, or refused at the door: answered either way.
-        for key in 2..200 {
-            let answer = running.ask(MessageType::Write, put(key)).await;
-            if let Err(rejection) = &answer {
-                assert_eq!(rejection.code, ErrorCode::Internal, "{rejection:?}");
-                assert!(
-                    rejection.message.contains("doomed") && rejection.message.contains("a defect"),
-                    "{rejection:?}"
-                );
+    for later in 0..40 {
+        on_executor(async {
+            let running = Running::start(&MemoryLog::new(SHARD)).await;
+            running.shard.keep(Class::Raft, "doomed", async move {
+                for _ in 0..later {
+                    yield_now().await;
+                }
+                panic!("a defect");
+            });
+            // In the queue, with consensus or refused at the door: answered either way.
+            let mut refused = 0;
+            for round in 0..200 {
+                let put = |key| archive(&Command { operations: vec![put(key, 0)] });
+                let asked: Vec<_> =
+                    (0..8).map(|key| running.submit(MessageType::Write, put(8 * round + key))).collect();
+                for answer in asked {
+                    let Err(rejection) = answer.await.expect("every request is answered") else { continue };
+                    assert_eq!(rejection.code, ErrorCode::Internal, "{later}: {rejection:?}");
+                    let names_it = rejection.message.contains("doomed") && rejection.message.contains("a defect");
+                    assert!(names_it, "{later}: {rejection:?}");
+                    refused += 1;
+                }
+                if refused > 0 {
+                    return;
+                }
             }
-            if answer.is_err() {
-                return;
-            }
-        }
-        panic!("the shard goes on without its task");
-    });
+            panic!("the shard goes on without its task");
+        });
+    }
 }
 
 /// One write that no log entry can hold made the others of its batch fail.
