@@ -369,7 +369,7 @@ impl Boot {
             core.log_opened(log, &wal, &report);
             for id in placement.shards_in(log) {
                 let shard = core.shards().find(|shard| shard.id() == id).expect("built for this placement");
-                start_shard(core, shard, &wal);
+                start_shard(core, shard, &wal, self.config.group_logs);
             }
             logs.push((log, wal));
         }
@@ -378,14 +378,14 @@ impl Boot {
 }
 
 /// Starts consensus on one shard. One that must not run is refused, the others go on.
-fn start_shard(core: &Core, shard: &Rc<Shard>, wal: &Wal) {
+fn start_shard(core: &Core, shard: &Rc<Shard>, wal: &Wal, options: WalLogOptions) {
     let id = shard.id();
     let (replica, settings, peers) = match core.cluster() {
         Some(cluster) => (cluster.replica(), cluster.settings(), Some(cluster.group_peers())),
         None => (ALONE, RaftSettings::default(), None),
     };
     let config = GroupConfig { shard: id, replica, settings };
-    let store = WalLog::new(wal.clone(), id, WalLogOptions::default());
+    let store = WalLog::new(wal.clone(), id, options);
     match Group::start_with(config, peers, store, shard.machine().state_machine()) {
         Ok(group) => shard.run(group),
         Err(error) => {

@@ -26,6 +26,7 @@ mod seldom;
 pub(crate) mod status;
 pub mod stop;
 
+use crate::raft::WalLogOptions;
 pub use boot::BootError;
 pub use cluster::ClusterConfig;
 use gristmill_shardexec::cores::{BodyPanic, Cores, cpu_for};
@@ -86,6 +87,8 @@ pub struct NodeConfig {
     pub connections: ConnectionLimits,
     /// Options of every log.
     pub wal: WalOptions,
+    /// How each shard's group uses its log.
+    pub group_logs: WalLogOptions,
     /// The node's part in a cluster; `None`: it runs alone.
     pub cluster: Option<ClusterConfig>,
 }
@@ -105,6 +108,7 @@ impl NodeConfig {
             insecure: false,
             connections: ConnectionLimits::default(),
             wal: WalOptions::default(),
+            group_logs: WalLogOptions::default(),
             cluster: None,
         }
     }
