@@ -3,7 +3,7 @@
 use super::hosted::core_programs;
 use super::stop::StopSignal;
 use super::{ClusterConfig, NodeConfig};
-use crate::raft::{ClusterId, RaftSettings, ReplicaId};
+use crate::raft::{ClusterId, RaftSettings, ReplicaId, WalLogOptions};
 use gristmill_rpc::body::archive;
 use gristmill_rpc::error::ErrorCode;
 use gristmill_rpc::ids::{SessionId, ShardId};
@@ -28,6 +28,8 @@ const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
 const CORE: CoreId = CoreId(0);
 /// How long a client of these tests waits for one answer.
 const ANSWER_MAX: Duration = Duration::from_secs(12);
+/// And where much is lost.
+const LOSSY_ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// Why a call was not answered with success.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,16 +46,19 @@ struct Cluster {
     nodes: Vec<NodeId>,
     client: NodeId,
     shards: u32,
+    group_logs: WalLogOptions,
+    answer_max: Duration,
 }
 
 impl Cluster {
     /// Node 1 founds, the others wait to be added.
-    fn start(seed: u64, count: u64, shards: u32) -> Cluster {
+    fn start(seed: u64, count: u64, shards: u32, group_logs: WalLogOptions) -> Cluster {
         let mut world = World::new(seed, SimConfig { faults: FaultPlan::none(), ..SimConfig::default() });
         let nodes: Vec<NodeId> = (0..count).map(|_| world.add_node(sim::NodeConfig::default())).collect();
         let client = world.add_node(sim::NodeConfig::default());
         world.start(client, CORE, &ExecutorConfig::default(), std::future::pending);
-        let mut cluster = Cluster { world, nodes, client, shards };
+        let answer_max = ANSWER_MAX;
+        let mut cluster = Cluster { world, nodes, client, shards, group_logs, answer_max };
         for node in 1..=count {
             cluster.start_node(node);
         }
@@ -62,7 +67,11 @@ impl Cluster {
 
     /// The same with every node a voter of every shard.
     fn joined(seed: u64, count: u64, shards: u32) -> Cluster {
-        let mut cluster = Cluster::start(seed, count, shards);
+        Cluster::joined_with(seed, count, shards, WalLogOptions::default())
+    }
+
+    fn joined_with(seed: u64, count: u64, shards: u32, group_logs: WalLogOptions) -> Cluster {
+        let mut cluster = Cluster::start(seed, count, shards, group_logs);
         cluster.until(|cluster| cluster.is_ready(1));
         for shard in 0..shards {
             for node in 2..=count {
@@ -90,6 +99,7 @@ impl Cluster {
             shards: Some(self.shards),
             insecure: true,
             wal: WalOptions::small(),
+            group_logs: self.group_logs,
             cluster: Some(cluster),
             ..NodeConfig::new("/data")
         };
@@ -101,11 +111,18 @@ impl Cluster {
         }
     }
 
+    /// Nodes that faults take down are started again at once.
     fn run_for(&mut self, duration: Duration) {
         let until = self.world.now() + duration;
-        let stop = self.world.run_until(until, u64::MAX);
-        assert_eq!(stop, Stop::Time);
-        assert_eq!(self.world.violations(), [], "seed {}", self.world.seed());
+        loop {
+            let stop = self.world.run_until(until, u64::MAX);
+            assert_eq!(self.world.violations(), [], "seed {}", self.world.seed());
+            let Stop::Down(id, _) = stop else { return assert_eq!(stop, Stop::Time) };
+            match self.nodes.iter().position(|node| *node == id) {
+                Some(at) => self.start_node(at as u64 + 1),
+                None => self.world.start(self.client, CORE, &ExecutorConfig::default(), std::future::pending),
+            }
+        }
     }
 
     /// Lets time pass until something holds, a minute at the most.
@@ -134,9 +151,9 @@ impl Cluster {
     where
         M::Reply: 'static,
     {
-        let address = self.id(node).addr(PORT);
+        let (address, answer_max) = (self.id(node).addr(PORT), self.answer_max);
         self.run(async move {
-            let asked = timeout(ANSWER_MAX, async { Client::connect(address).await?.call(shard, &message).await });
+            let asked = timeout(answer_max, async { Client::connect(address).await?.call(shard, &message).await });
             asked.await.unwrap_or(Err(Failure::Lost))
         })
     }
@@ -380,4 +397,100 @@ fn messages_that_no_replica_sends_are_refused_and_change_nothing() {
     let expected = [NotPeer, NotPeer, NotPeer, NotPeer, WrongReplica, InvalidArgument, InvalidArgument, WrongShard];
     assert_eq!(refusals, expected.map(|code| Err(Failure::Refused(code, 0))));
     assert_eq!(cluster.shard(3, 0).expect("up")["leader"], 1);
+}
+
+/// Followers hold to the lease of the term that the leader leaves; it is elected again all the same, and clients notice nothing.
+#[test]
+fn used_up_tokens_move_a_leader_with_followers_to_new_terms() {
+    let group_logs = WalLogOptions { sequences_max: 5, ..WalLogOptions::default() };
+    let mut cluster = Cluster::joined_with(7, 3, 1, group_logs);
+    let leader = cluster.await_leader(&[1, 2, 3]);
+    let term = |cluster: &mut Cluster| cluster.shard(leader, 0).expect("up")["term"].as_u64().expect("a number");
+    let before = term(&mut cluster);
+    for key in 0..60 {
+        cluster.put(leader, key).expect("the leader comes back before the client hears of it");
+        assert_eq!(cluster.get(leader, key), Ok(Some(key.to_le_bytes().to_vec())));
+    }
+    assert!(term(&mut cluster) >= before + 10, "{} after {before}", term(&mut cluster));
+    cluster.await_agreement(&[1, 2, 3]);
+}
+
+/// With no cache every entry that a follower gets is read back from the log, in appends of limited size.
+#[test]
+fn a_node_that_joins_late_catches_up_by_the_log() {
+    let group_logs = WalLogOptions { cache_bytes_max: 0, ..WalLogOptions::default() };
+    let mut cluster = Cluster::start(8, 3, 2, group_logs);
+    cluster.until(|cluster| cluster.is_ready(1));
+    for key in 0..300 {
+        cluster.put(1, key).expect("one voter");
+    }
+    for shard in 0..2 {
+        for node in [2, 3] {
+            cluster.until(|cluster| cluster.add(1, shard, node).is_ok());
+        }
+        assert_eq!(
+            cluster.change(1, shard, &[1, 2, 9]),
+            Err(Failure::Refused(ErrorCode::InvalidArgument, 0)),
+            "nobody knows node 9"
+        );
+        assert_eq!(cluster.add(1, shard, 9), Err(Failure::Refused(ErrorCode::InvalidArgument, 0)));
+        assert_eq!(cluster.change(2, shard, &[1, 2, 3]), Err(Failure::Refused(ErrorCode::NotLeader, 1)));
+        cluster.until(|cluster| cluster.change(1, shard, &[1, 2, 3]).is_ok());
+    }
+    cluster.await_agreement(&[1, 2, 3]);
+    // And out again: the shard goes on with those who are left.
+    cluster.until(|cluster| cluster.change(1, 0, &[1, 2]).is_ok());
+    assert_eq!(cluster.shard(1, 0).expect("up")["learners"], serde_json::json!([3]));
+}
+
+#[test]
+fn five_and_seven_nodes_go_on_without_a_minority() {
+    for count in [5, 7] {
+        let mut cluster = Cluster::joined(count, count, 1);
+        cluster.put(1, 0).expect("the leader takes it");
+        let minority: Vec<u64> = (1..=count / 2).collect();
+        for node in &minority {
+            let id = cluster.id(*node);
+            cluster.world.crash(id);
+        }
+        let rest: Vec<u64> = (count / 2 + 1..=count).collect();
+        let leader = cluster.await_leader(&rest);
+        cluster.until(|cluster| cluster.put(leader, 1).is_ok());
+        assert_eq!(cluster.get(leader, 0), Ok(Some(0_u32.to_le_bytes().to_vec())));
+        for node in minority {
+            cluster.start_node(node);
+        }
+        cluster.await_agreement(&(1..=count).collect::<Vec<_>>());
+    }
+}
+
+/// Crashes, partitions, losses and clocks at random; what was acknowledged is there afterwards, on all nodes alike.
+#[test]
+fn acknowledged_writes_survive_whatever_honest_disks_and_a_hostile_network_do() {
+    let mut acknowledged = 0;
+    for seed in 0..3 {
+        let mut cluster = Cluster::joined(100 + seed, 3, 1);
+        cluster.answer_max = LOSSY_ANSWER_MAX;
+        cluster.world.set_faults(FaultPlan::honest());
+        cluster.world.set_node_faults(cluster.client, Some(FaultPlan::none()));
+        let (mut written, mut at) = (Vec::new(), 1);
+        for key in 0..60 {
+            match cluster.put(at, key) {
+                Ok(_) => written.push(key),
+                Err(Failure::Refused(_, leader)) if leader > 0 => at = leader,
+                Err(_) => at = at % 3 + 1,
+            }
+        }
+        cluster.world.heal();
+        cluster.answer_max = ANSWER_MAX;
+        let leader = cluster.await_leader(&[1, 2, 3]);
+        cluster.await_agreement(&[1, 2, 3]);
+        acknowledged += written.len();
+        for key in written {
+            let leader = cluster.leader(&[1, 2, 3]).unwrap_or(leader);
+            cluster.until(|cluster| cluster.get(leader, key).is_ok());
+            assert_eq!(cluster.get(leader, key), Ok(Some(key.to_le_bytes().to_vec())), "seed {seed}, key {key}");
+        }
+    }
+    assert!(acknowledged > 60, "{acknowledged} acknowledged writes prove little");
 }

@@ -22,6 +22,8 @@
 mod book;
 mod link;
 mod stream;
+#[cfg(test)]
+mod tests;
 pub(crate) mod wire;
 
 pub use book::{ClusterId, PeerBook};
