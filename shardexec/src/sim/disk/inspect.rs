@@ -68,6 +68,11 @@ impl Disk {
         found
     }
 
+    /// Whether a loss of power right now could cost data that was written.
+    pub fn has_unsynced(&self) -> bool {
+        self.oldest_unsynced().is_some()
+    }
+
     /// An image of what a loss of power would leave right now, under this seed: for trying many of them. No file of it is open.
     #[must_use]
     pub fn after_power_loss(&self, seed: u64, plan: &FaultPlan) -> Disk {

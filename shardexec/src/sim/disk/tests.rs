@@ -144,7 +144,9 @@ fn what_was_synced_stays_and_what_was_not_is_lost_under_some_seeds() {
     let lost = seeds(|seed| {
         let mut bench = bench(seed).with(FaultKind::LostUnsyncedWrite, ALWAYS);
         let file = durable_file(&mut bench, 1, 8192);
+        assert!(!bench.disk.has_unsynced());
         bench.write(file, 4096, &[2; 4096]).unwrap();
+        assert!(bench.disk.has_unsynced());
         assert_eq!(bench.read(file, 4096, 4096).unwrap(), [2; 4096], "reads see it at once");
         bench.crash();
         let found = bench.disk.read("/f").unwrap();
