@@ -6,11 +6,13 @@
 //!        └──────────── ends ◄─────────────────┘
 //! ```
 
+use super::admin::Progress;
 use super::offline::DATA_DIR;
 use super::plan::Setup;
+use gristmill::raft::{ClusterId, ReplicaId};
 use gristmill::server::hosted::{CoreView, core_programs};
 use gristmill::server::stop::StopSignal;
-use gristmill::server::{BootError, NodeConfig};
+use gristmill::server::{BootError, ClusterConfig, NodeConfig};
 use gristmill_shardexec::sim::{DiskConfig, NodeConfig as SimNode, NodeId, World};
 use gristmill_shardexec::{CoreId, ExecutorConfig};
 use gristmill_wal::WalOptions;
@@ -43,6 +45,7 @@ struct Member {
 pub struct Cluster {
     setup: Setup,
     members: Vec<Member>,
+    progress: Rc<Progress>,
 }
 
 impl Cluster {
@@ -55,7 +58,13 @@ impl Cluster {
             stop: StopSignal::new(),
             ending: false,
         };
-        Cluster { members: setup.disks.iter().map(member).collect(), setup: setup.clone() }
+        let members = setup.disks.iter().map(member).collect();
+        Cluster { members, setup: setup.clone(), progress: Rc::default() }
+    }
+
+    /// How far whoever sets the cluster up is.
+    pub fn progress(&self) -> Rc<Progress> {
+        Rc::clone(&self.progress)
     }
 
     /// Numbers of the nodes.
@@ -86,8 +95,19 @@ impl Cluster {
             shards: Some(self.setup.shards),
             insecure: true,
             wal: WalOptions::small(),
+            cluster: (self.setup.nodes > 1).then(|| self.part_of(id)),
             ..NodeConfig::new(DATA_DIR)
         }
+    }
+
+    /// A node's part in the cluster. The first one founds it, and may do so again only until others have joined.
+    fn part_of(&self, id: NodeId) -> ClusterConfig {
+        let node = |id: NodeId| u64::from(id.0) + 1;
+        let others = self.members.iter().map(|member| member.id).filter(|other| *other != id);
+        let peers = others.map(|other| (node(other), other.addr(PORT))).collect();
+        let replica = ReplicaId { node: node(id), incarnation: 1 };
+        let found = id.0 == 0 && !self.progress.founded.get();
+        ClusterConfig { found, ..ClusterConfig::new(ClusterId(*b"simulated world!"), replica, peers) }
     }
 
     /// Starts a node that is down.

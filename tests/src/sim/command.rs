@@ -47,9 +47,9 @@ struct Args {
     /// Threads; each runs seeds of its own.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
     jobs: u64,
-    /// Nodes of each cluster, 1 to 7.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=7))]
-    nodes: u16,
+    /// Nodes of each cluster, 1 to 7; without it 3, 5 or 7, as the seed decides.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=7))]
+    nodes: Option<u16>,
     /// Steps (polls of tasks) of the safety phase.
     #[arg(long, default_value_t = STEPS_DEFAULT, value_name = "N", value_parser = clap::value_parser!(u64).range(100..))]
     steps: u64,
@@ -148,7 +148,7 @@ impl Report {
         let mut report = json!({
             "seeds": self.seeds,
             "from": args.seed.unwrap_or(args.from),
-            "nodes": args.nodes,
+            "nodes": nodes_of(args),
             "steps": self.steps,
             "steps_a_seed": args.steps,
             "acked": self.acked,
@@ -222,8 +222,13 @@ fn tell_seed_of_panics() {
     }));
 }
 
+/// The size of clusters, as reports and the ledger have it.
+fn nodes_of(args: &Args) -> Value {
+    args.nodes.map_or_else(|| json!("mixed"), |nodes| json!(nodes))
+}
+
 fn options(args: &Args) -> RunOptions {
-    RunOptions { nodes: Some(args.nodes), steps: args.steps }
+    RunOptions { nodes: args.nodes, steps: args.steps }
 }
 
 fn run_one(args: &Args, seed: u64) -> Report {
@@ -356,7 +361,7 @@ fn done_ranges(ledger: &Path, args: &Args, commit: &str) -> Result<BTreeSet<(u64
     for (number, line) in (1..).zip(text.lines()) {
         let wrong = |error| format!("{}:{number} is no entry: {error}", ledger.display());
         let entry: Value = serde_json::from_str(line).map_err(wrong)?;
-        let same = entry["commit"] == commit && entry["nodes"] == args.nodes && entry["steps"] == args.steps;
+        let same = entry["commit"] == commit && entry["nodes"] == nodes_of(args) && entry["steps"] == args.steps;
         if same && entry["violations"] == 0 {
             let field = |name: &str| entry[name].as_u64().unwrap_or_default();
             done.insert((field("from"), field("seeds")));
@@ -369,7 +374,7 @@ fn append(ledger: &Path, args: &Args, work: &Work, range: (u64, u64), chunk: &Re
     let entry = json!({
         "from": range.0,
         "seeds": range.1,
-        "nodes": args.nodes,
+        "nodes": nodes_of(args),
         "steps": args.steps,
         "commit": work.commit,
         "acked": chunk.acked,

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   plan ─► run ─┬─ cluster    nodes: server::hosted programs on simulated executors, disks, clocks
+//!                ├─ admin      the cluster's members: adds nodes, changes who votes
 //!                ├─ workload   clients: rpc's protocol core over simulated TCP ─► history
 //!                ├─ observer   every replica after each turn, logs on the disks now and then ─┐
 //!                └─ checkers ◄─ history ◄───────────────────────────────────────────────────┘
@@ -18,6 +19,7 @@
 //! `CONTRIBUTING.md` says how to run it and how to follow a failure.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod checkers;
 pub mod client;
 pub mod cluster;

@@ -7,8 +7,8 @@
 //! | who | what may strike |
 //! |---|---|
 //! | every node | honest disks that lose what was not synced, disk errors, the network, crashes, pauses, clocks |
-//! | a minority (of one node: that one), in one seed of four | disks that lie or rot, once the workload has begun |
-//! | at least one node | one crash at a step that the seed picks, so that no run is without |
+//! | a minority (of one node: that one), in one seed of four | disks that lie or rot, once all nodes vote and the workload has begun |
+//! | at least one node | a crash soon after a step that the seed picks, when its disk has something to lose |
 
 use gristmill_shardexec::sim::{ClockConfig, DiskConfig, FaultKind, FaultPlan, Journal, Rng};
 use std::time::Duration;
@@ -31,6 +31,10 @@ pub struct Setup {
     pub cores: u16,
     /// Shards.
     pub shards: u32,
+    /// The cluster grows one voter at a time, instead of all at once.
+    pub stepwise: bool,
+    /// Who votes changes again and again as long as things go wrong.
+    pub churn: bool,
     /// Clients, each with one request at a time.
     pub clients: u16,
     /// Namespaces for plain values.
@@ -45,7 +49,7 @@ pub struct Setup {
     pub damaged: Vec<u16>,
     /// The plan of those.
     pub damage: FaultPlan,
-    /// Crashes at steps: so many steps, which node, with its machine or without.
+    /// Crashes: at which step at the earliest, which node, with its machine or without.
     pub strikes: Vec<(u64, u16, bool)>,
     /// Each node's disk.
     pub disks: Vec<DiskConfig>,
@@ -65,9 +69,9 @@ const CHOICES: [Choice; 23] = {
         (F::ReorderedWrite, 60, 200_000, 800_000),
         (F::LostDirOp, 80, 200_000, 1_000_000),
         (F::ReadError, 20, 2_000, 100_000),
-        (F::WriteError, 15, 20, 2_000),
-        (F::SyncError, 15, 20, 5_000),
-        (F::ShortWrite, 15, 20, 2_000),
+        (F::WriteError, 20, 100, 5_000),
+        (F::SyncError, 25, 500, 20_000),
+        (F::ShortWrite, 20, 100, 5_000),
         (F::ShortRead, 40, 500, 50_000),
         (F::DiskFull, 20, 200, 20_000),
         (F::DiskStall, 40, 100, 5_000),
@@ -93,7 +97,7 @@ const DAMAGES: [Choice; 5] = {
         (F::MisdirectedWrite, 45, 200, 10_000),
         (F::LostWrite, 45, 200, 10_000),
         (F::LyingSync, 45, 5_000, 100_000),
-        (F::StaleRead, 45, 2_000, 100_000),
+        (F::StaleRead, 50, 20_000, 400_000),
         (F::BitFlip, 60, 200, 20_000),
     ]
 };
@@ -134,6 +138,16 @@ impl Setup {
         let strikes = (0..=rng.below(3))
             .map(|_| (rng.within(steps / 10..=steps * 9 / 10), rng.below(u64::from(nodes)) as u16, rng.coin()));
         let mut strikes: Vec<_> = strikes.collect();
+        // While a node creates its store there are names to lose.
+        let early = rng.within(50..=2500.min(steps / 2));
+        strikes.extend(rng.coin().then(|| (early, rng.below(u64::from(nodes)) as u16, true)));
+        // A disk that rots shows it when it is read again.
+        strikes.extend(
+            order
+                .first()
+                .filter(|_| is_damaged)
+                .map(|&node| (rng.within(steps / 2..=steps * 19 / 20), node, rng.coin())),
+        );
         strikes.sort_unstable();
         let disk = |rng: &mut Rng| DiskConfig {
             sector: if rng.coin() { 4096 } else { 512 },
@@ -146,6 +160,9 @@ impl Setup {
             nodes,
             cores: 1 + rng.below(2) as u16,
             shards: 1 + rng.below(3) as u32,
+            stepwise: rng.coin(),
+            // Without the vote of a sound node, the damaged ones may be a majority of the rest.
+            churn: rng.below(3) == 0 && !is_damaged,
             clients: 3 + rng.below(6) as u16,
             spaces: 1 + rng.below(3) as u16,
             keys: 2 + rng.below(6) as u16,

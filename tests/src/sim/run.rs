@@ -12,6 +12,7 @@
 //! | a node whose disk was damaged refuses to start, or stops a shard | counted as `refused`; a cluster must live on, a single node ends here |
 //! | a replica on a damaged disk forgets what it made durable | counted as `beyond`: what the log documents as its residual window. No promise holds from there on, so the run ends |
 
+use super::admin::Admin;
 use super::checkers::acknowledged::Acknowledged;
 use super::checkers::linearizable::{Answer, by_key, check};
 use super::checkers::{Broken, grains};
@@ -47,6 +48,8 @@ const LOGS_EVERY: Duration = Duration::from_secs(2);
 const STARTS_IN_VAIN_MAX: u32 = 4;
 /// Acknowledged writes before disks begin to lie or rot.
 const SOUND_WRITES: u64 = 20;
+/// Steps that a loss of power waits for something to lose.
+const STRIKE_WAITS_MAX: u64 = 1_000;
 /// Answers that each client must get in the liveness phase.
 const ANSWERS_MIN: u64 = 3;
 
@@ -206,6 +209,7 @@ impl Run {
         let clients: Vec<Client> =
             (0..self.setup.clients).map(|id| Client::new(id, self.setup.seed, Rc::clone(&self.shared))).collect();
         let ended = Rc::clone(&self.ended);
+        let admin = self.admin();
         self.world.start(self.clients, CoreId(0), &ExecutorConfig::default(), move || async move {
             for client in clients {
                 let ended = Rc::clone(&ended);
@@ -214,8 +218,25 @@ impl Run {
                     ended.set(ended.get() + 1);
                 });
             }
+            if let Some(admin) = admin {
+                admin.run().await;
+            }
             std::future::pending::<()>().await;
         });
+    }
+
+    /// Who sets up a cluster; one node needs nobody.
+    fn admin(&self) -> Option<Admin> {
+        let shared = Rc::clone(&self.shared);
+        (self.setup.nodes > 1).then(|| Admin {
+            nodes: self.cluster.addresses(),
+            shards: self.setup.shards,
+            rng: Rng::new(self.setup.seed ^ 0x6164_6d69_6e00_0000),
+            stepwise: self.setup.stepwise,
+            churn: self.setup.churn,
+            faulty: Rc::new(move || shared.faulty.get()),
+            progress: self.cluster.progress(),
+        })
     }
 
     /// The setup allows the run to go on.
@@ -231,10 +252,16 @@ impl Run {
         }
     }
 
+    /// Brings down what the setup wants to be down by now. A machine loses power while its disk has something to lose, if that
+    /// comes about in time.
     fn strike(&mut self) {
-        while let Some(&(_, node, machine)) = self.strikes.first().filter(|strike| strike.0 <= self.world.steps()) {
-            self.strikes.remove(0);
+        while let Some(&(at, node, machine)) = self.strikes.first().filter(|strike| strike.0 <= self.world.steps()) {
             let id = self.cluster.id(node);
+            let pays = !machine || self.world.disk(id, |disk| disk.has_unsynced());
+            if !pays && self.world.steps() < at + STRIKE_WAITS_MAX {
+                return;
+            }
+            self.strikes.remove(0);
             if self.world.is_running(id) {
                 self.world.take_down(id, if machine { Down::PowerLoss } else { Down::Kill });
                 self.went_down(node);
@@ -242,9 +269,11 @@ impl Run {
         }
     }
 
-    /// Once there is something to lose, the disks of some begin to lie.
+    /// Once there is something to lose, the disks of some begin to lie. Not before all nodes vote: a minority of the nodes could be
+    /// the majority of those that do.
     fn begin_damage(&mut self) {
-        if !self.has_damage && self.history.acked() >= SOUND_WRITES {
+        let is_full = self.setup.nodes == 1 || self.cluster.progress().full.get();
+        if !self.has_damage && is_full && self.history.acked() >= SOUND_WRITES {
             self.has_damage = true;
             for &node in &self.setup.damaged {
                 self.world.set_node_faults(self.cluster.id(node), Some(self.setup.damage.clone()));
@@ -385,7 +414,7 @@ impl Run {
 
     fn is_damaged(&self, node: u16) -> bool {
         let faults = self.world.faults();
-        self.setup.damaged.contains(&node) && DAMAGE.iter().any(|&kind| faults.of(kind) > 0)
+        self.has_damage && self.setup.damaged.contains(&node) && DAMAGE.iter().any(|&kind| faults.of(kind) > 0)
     }
 
     /// Ends an ailing process, one way or the other.
@@ -502,6 +531,9 @@ impl Run {
 
     /// Every replica that serves has the same last entry applied, and the same state.
     fn has_converged(&self) -> bool {
+        if self.setup.nodes > 1 && !self.cluster.progress().settled.get() {
+            return false;
+        }
         let mut states = BTreeMap::new();
         let serving = self.cluster.nodes().filter(|node| !self.refused.contains_key(node));
         let mut equal = true;

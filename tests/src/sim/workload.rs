@@ -573,12 +573,12 @@ impl Client {
         }
     }
 
-    /// Where to try next: another node, unless this one only asks for time.
+    /// Where to try next: the leader where it is named, else another node, unless this one only asks for time.
     fn turn_elsewhere(&mut self, missed: &Missed) {
         let stays = matches!(missed, Missed::Refused(ServerError { code: Some(ErrorCode::Overloaded), .. }));
         if !stays {
             self.link = None;
-            self.target = (self.target + 1) % self.shared.nodes.len();
+            self.target = missed.leader().unwrap_or((self.target + 1) % self.shared.nodes.len());
         }
     }
 
