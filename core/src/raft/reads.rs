@@ -1,8 +1,9 @@
 //! Who may read the state right now.
 //!
 //! ```text
-//!   read ─► sole voter? ──────────────────────────────────► now
-//!           leads, lease good, own term's entry applied ──► now
+//!   read ─► nobody else can ever belong to it ────────────► now
+//!           leads, own term's entry applied, sole voter ──► now
+//!           leads, own term's entry applied, lease good ──► now
 //!           leads, lease gone ──► ask a quorum ──► applied ──► now
 //!           else ─► NotLeader
 //! ```
@@ -10,6 +11,9 @@
 //! A lease is a promise of a quorum to elect nobody else for a while. The leader counts it from when it *sent* what the quorum
 //! answered, and takes [`LEASE_DRIFT_PERCENT`] off, for its clock may run slower than theirs. It counts for nothing
 //! once the leadership was offered to another, who may be elected within it, nor after the leader was taken out of the voters.
+//!
+//! A replica that is the only voter by its own log may be so by an entry that was never committed, or long ago; only one that
+//! leads knows better, and its state is current only with its own term's first entry.
 
 use super::config::LEASE_DRIFT_PERCENT;
 use super::errors::ReadError;
@@ -37,26 +41,30 @@ impl Group {
         if let Err(fatal) = &metrics.running_state {
             return Err(ReadError::Stopped(self.0.reason_of(fatal)));
         }
-        if is_sole_voter(metrics.membership_config.membership(), self.0.config.replica) {
+        let sole = is_sole_voter(metrics.membership_config.membership(), self.0.config.replica);
+        if sole && self.0.peers.is_none() {
             return Ok(());
         }
         if metrics.state != ServerState::Leader {
             return Err(ReadError::NotLeader { leader: metrics.current_leader });
         }
-        if self.has_lease(&metrics) { Ok(()) } else { Err(ReadError::Unconfirmed) }
+        // The first entry of its term brings along everything that was committed before.
+        let is_current = self.0.progress.applied().is_some_and(|applied| applied.term == metrics.current_term);
+        if is_current && (sole || self.has_lease(&metrics)) { Ok(()) } else { Err(ReadError::Unconfirmed) }
     }
 
     fn has_lease(&self, metrics: &RaftMetrics<TypeConfig>) -> bool {
-        let (inner, own) = (&self.0, self.0.config.replica);
-        let term = metrics.current_term;
-        let may_count = !inner.moving.get()
-            && inner.offered.get() != term
-            && metrics.membership_config.membership().voter_ids().any(|voter| voter == own);
-        // The first entry of its term brings along everything that was committed before.
-        let is_current = inner.progress.applied().is_some_and(|applied| applied.term == term);
         let acknowledged = metrics.last_quorum_acked.map(SerdeInstant::into_inner);
         let in_time = acknowledged.is_some_and(|at| BootInstant::now() < at + self.read_lease());
-        may_count && is_current && in_time
+        self.lease_counts(metrics) && in_time
+    }
+
+    /// Whether a lease, if there is one, keeps others from being elected.
+    fn lease_counts(&self, metrics: &RaftMetrics<TypeConfig>) -> bool {
+        let (inner, own) = (&self.0, self.0.config.replica);
+        !inner.moving.get()
+            && inner.offered.get() != metrics.current_term
+            && metrics.membership_config.membership().voter_ids().any(|voter| voter == own)
     }
 
     fn read_lease(&self) -> Duration {
@@ -69,8 +77,9 @@ impl Group {
             Err(ReadError::Unconfirmed) => {}
             decided => return decided,
         }
-        // Within the lease at once, else by a round of heartbeats.
-        let confirm = LinearizerOption::new(Some(self.read_lease()), true);
+        // Within the lease at once, else by a round of heartbeats that begins now.
+        let age_max = if self.lease_counts(&self.0.metrics()) { self.read_lease() } else { Duration::ZERO };
+        let confirm = LinearizerOption::new(Some(age_max), true);
         match self.0.core().ensure_linearizable(confirm).await {
             Ok(_read_log_id) => Ok(()),
             Err(RaftError::Fatal(fatal)) => Err(ReadError::Stopped(self.0.reason_of(&fatal))),

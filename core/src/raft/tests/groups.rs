@@ -1,7 +1,10 @@
 //! Groups of one voter over the in-memory log.
 
+use super::super::types::{RaftVote, to_log_id};
 use super::*;
 use gristmill_shardexec::time::timeout;
+use openraft::raft::VoteRequest;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Longer than anything here takes, shorter than for ever.
@@ -55,6 +58,27 @@ fn a_fresh_group_founds_itself_and_applies_in_order() {
         assert_eq!(metrics.leader, Some(config().replica));
         assert_eq!(metrics.applied.map(|applied| applied.index), Some(last));
         assert!(group.is_leader());
+    });
+}
+
+/// A replica that was the only voter by its own log answered reads whatever it was, also after another had been elected.
+#[test]
+fn the_only_voter_of_a_group_that_may_grow_answers_reads_only_while_it_leads() {
+    on_executor(async {
+        let log = MemoryLog::new(config().shard);
+        let book = PeerBook::new(ClusterId([1; 16]), config().replica, (4, 150), BTreeMap::new());
+        let peers = GroupPeers { links: PeerLinks::new(book, LinkOptions::default()), found: true };
+        let group = Group::start_with(config(), Some(peers), log, SharedJournal::default().boxed()).unwrap();
+        group.ready().await.unwrap();
+        group.propose_many(bodies(0, 3)).await.into_iter().for_each(|result| drop(result.unwrap()));
+        assert_eq!(group.read_permission(), Ok(()));
+        let term = group.metrics().term;
+        let other = RaftVote::new(term + 1, ReplicaId { node: 9, incarnation: 1 });
+        let newest = to_log_id(LogPosition { term: term + 1, index: u64::MAX });
+        let request = VoteRequest { vote: other, last_log_id: Some(newest), leadership_transfer: true };
+        assert!(group.0.core().vote(request).await.unwrap().vote_granted);
+        assert_eq!(group.read_permission(), Err(ReadError::NotLeader { leader: None }));
+        assert_eq!(group.linearizable().await, Err(ReadError::NotLeader { leader: None }));
     });
 }
 
