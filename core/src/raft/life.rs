@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  start ──> check ──> replay committed ──┬─ log empty, founds ─────> found ──────────┐
-//!                                         ├─ the only voter ────────> stand ──────────┴─> lead, apply all ──> ready
+//!                                         ├─ sole voter, own vote ──> stand ──────────┴─> lead, apply all ──> ready
 //!                                         ├─ log empty, joins ──────> ready, silent until a leader adds it
 //!                                         └─ one of several ────────> ready, takes entries ──guard over──> votes, campaigns
 //! ```
@@ -50,15 +50,19 @@ pub(super) async fn run_start<L: GroupLog>(
     core.run();
     let initialized = core.is_initialized().await.map_err(|fatal| inner.reason_of(&fatal))?;
     let founds = !initialized && inner.peers.as_ref().is_none_or(|peers| peers.found);
-    let alone = founds || is_sole_voter(core.metrics().borrow_watched().membership_config.membership(), replica);
-    let hold = inner.config.settings.restart_hold();
-    let guard = RestartGuard::new(alone, summary.voted, Instant::boottime_now(), hold);
+    let sole = founds || is_sole_voter(core.metrics().borrow_watched().membership_config.membership(), replica);
+    let (now, hold) = (Instant::boottime_now(), inner.config.settings.restart_hold());
+    let guard = RestartGuard::new(sole, replica, summary.vote, now, hold);
     assert!(inner.guard.set(guard).is_ok(), "a group starts once");
     if inner.peers.is_some() {
         *inner.lane.borrow_mut() = Some(AppendLane::start(&core, Rc::downgrade(inner)));
-    } else if !alone {
+    } else if sole {
+        // Nobody can make it anything else meanwhile.
+        guard.wait().await;
+    } else {
         return Err(StopReason::NeedsPeers { voters: core.voter_ids().count() });
     }
+    let alone = sole && guard.may_vote(Instant::boottime_now());
     if founds {
         core.initialize(BTreeSet::from([replica])).await.map_err(|error| inner.reason_of_refusal(&error))?;
     } else if alone {
@@ -68,7 +72,7 @@ pub(super) async fn run_start<L: GroupLog>(
         lead_alone(inner, &core).await?;
     }
     shardexec::spawn(Class::Raft, "raft roles", follow_roles(core.server_metrics(), Rc::downgrade(inner)));
-    shardexec::spawn(Class::Raft, "raft restart guard", end_guard(guard, Rc::downgrade(inner)));
+    shardexec::spawn(Class::Raft, "raft restart guard", end_guard(guard, alone, Rc::downgrade(inner)));
     Ok(())
 }
 
@@ -99,10 +103,13 @@ async fn follow_roles(
 }
 
 /// From now on the replica votes, and campaigns where it has a vote.
-async fn end_guard(guard: RestartGuard, inner: Weak<Inner>) {
+async fn end_guard(guard: RestartGuard, leads: bool, inner: Weak<Inner>) {
     guard.wait().await;
-    if let Some(inner) = inner.upgrade() {
-        inner.refresh_tick();
+    let Some(inner) = inner.upgrade() else { return };
+    inner.refresh_tick();
+    if !leads && inner.is_alone() {
+        // The timer does not run for it. An error is the end of the core, which says so itself.
+        let _ = inner.core().trigger().elect(false).await;
     }
 }
 

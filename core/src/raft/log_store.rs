@@ -276,7 +276,7 @@ impl GroupLog for WalLog {
             purged: self.purged(),
             last: self.last(),
             committed: self.committed(),
-            voted: self.0.vote.get().is_some(),
+            vote: self.0.vote.get().as_ref().map(vote_to_wal),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Tokens are stamped and checked exactly as over the WAL; only durability is missing, so the flush callback runs before
 //! `append` returns.
 
+use super::log_store::vote_to_wal;
 use super::log_store::{READ_BYTES_MAX, entries_within};
 use super::start::{GroupLog, LogSummary};
 use super::tokens::TokenStamper;
@@ -96,7 +97,7 @@ impl GroupLog for MemoryLog {
             purged: inner.purged.as_ref().map(to_position),
             last: inner.last().as_ref().map(to_position),
             committed: inner.committed.as_ref().map(to_position),
-            voted: inner.vote.is_some(),
+            vote: inner.vote.as_ref().map(vote_to_wal),
         }
     }
 

@@ -10,13 +10,14 @@
 //! entries that it acknowledged, so its vote could undo a commit. The check below is what keeps it out.
 
 use super::errors::StopReason;
+use super::group::NOBODY;
 use super::log_store::unreadable;
 use super::state_machine::{APPLY_BATCH_BYTES_MAX, APPLY_BATCH_MAX, Applier, ApplyError, command_bytes};
 use super::tokens::TokenStamper;
-use super::types::{Entry, TypeConfig};
+use super::types::{Entry, ReplicaId, TypeConfig};
 use gristmill_shardexec as shardexec;
 use gristmill_shardexec::time::Instant;
-use gristmill_wal::{LogPosition, Promise, WalError};
+use gristmill_wal::{LogPosition, Promise, Vote, WalError};
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 use std::io;
 use std::rc::Rc;
@@ -53,8 +54,8 @@ pub struct LogSummary {
     pub last: Option<LogPosition>,
     /// The highest position that was recorded as committed.
     pub committed: Option<LogPosition>,
-    /// Whether the replica ever voted.
-    pub voted: bool,
+    /// The replica's last vote, if it ever voted.
+    pub vote: Option<Vote>,
 }
 
 /// Why a replica must not take part in consensus. It serves nothing until an operator decides.
@@ -118,20 +119,25 @@ pub fn check_start(log: &LogSummary, applied: Option<LogPosition>) -> Result<(),
 
 /// Keeps a restarted replica of a group with several voters quiet for as long as a lease that it may have granted.
 ///
-/// It neither campaigns nor answers votes meanwhile (`life`, `group_peers`). openraft forgets granted leases in a restart: a follower killed and back within the lease could elect a rival while the
-/// old leader still serves reads alone. With one voter there is no lease, hence nothing to wait for. The clock is BOOTTIME,
-/// so that a suspended machine does not stretch it.
+/// It neither campaigns nor answers votes meanwhile (`life`, `group_peers`). openraft forgets granted leases in a restart: a
+/// follower killed and back within the lease could elect a rival while the old leader still serves reads alone. An only
+/// voter whose last vote is its own has granted nobody a lease, hence nothing to wait for. The clock is BOOTTIME, so that a
+/// suspended machine does not stretch it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestartGuard {
     until: Option<Instant>,
 }
 
 impl RestartGuard {
-    /// `alone`: it is the only voter. `voted`: it took part before. `now` and all later readings are BOOTTIME.
+    /// `sole`: replica `own` is the only voter by its own log. `vote` is its last one. `now` and all later readings are BOOTTIME.
     ///
-    /// A replica that is no voter by its own log keeps quiet as well: it may be one by the leader's.
-    pub fn new(alone: bool, voted: bool, now: Instant, hold: Duration) -> RestartGuard {
-        RestartGuard { until: (!alone && voted).then(|| now + hold) }
+    /// A replica that is no voter by its own log keeps quiet as well: it may be one by the leader's. So does an only voter
+    /// that voted for another: what made it the only one may not be committed.
+    pub fn new(sole: bool, own: ReplicaId, vote: Option<Vote>, now: Instant, hold: Duration) -> RestartGuard {
+        // A leader that moves to a new term votes for nobody.
+        let for_itself =
+            |vote: &Vote| vote.node == NOBODY.node || (vote.node, vote.incarnation) == (own.node, own.incarnation);
+        RestartGuard { until: vote.filter(|vote| !(sole && for_itself(vote))).map(|_| now + hold) }
     }
 
     /// Whether the replica may stand for election and answer votes and pre-votes.
@@ -266,11 +272,18 @@ mod tests {
     fn only_a_restarted_replica_with_peers_holds_still() {
         let start = Instant::from_ns(1_000_000_000);
         let hold = Duration::from_millis(165);
-        let guard = RestartGuard::new(false, true, start, hold);
+        let own = ReplicaId { node: 3, incarnation: 2 };
+        let vote = |node| Some(Vote { term: 5, node, incarnation: 2, committed: true });
+        let guard = RestartGuard::new(false, own, vote(3), start, hold);
         assert!(!guard.may_vote(start));
         assert!(!guard.may_vote(start + hold - Duration::from_nanos(1)));
         assert!(guard.may_vote(start + hold));
-        assert!(RestartGuard::new(true, true, start, hold).may_vote(start), "no lease without peers");
-        assert!(RestartGuard::new(false, false, start, hold).may_vote(start), "it never granted one");
+        assert!(RestartGuard::new(true, own, vote(3), start, hold).may_vote(start), "no lease without peers");
+        assert!(RestartGuard::new(true, own, vote(NOBODY.node), start, hold).may_vote(start), "it was changing terms");
+        assert!(RestartGuard::new(false, own, None, start, hold).may_vote(start), "it never granted one");
+        let granted = RestartGuard::new(true, own, vote(1), start, hold);
+        assert!(!granted.may_vote(start), "another leads by its vote, whatever its log says");
+        let earlier_life = Some(Vote { incarnation: 1, ..vote(3).unwrap() });
+        assert!(!RestartGuard::new(true, own, earlier_life, start, hold).may_vote(start), "that was another replica");
     }
 }
