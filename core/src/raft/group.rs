@@ -10,7 +10,8 @@
 //!
 //! `life` starts it, keeps it quiet after a restart and follows its roles; `members` changes who belongs to it.
 //!
-//! Life: recovering -> ready -> stopped, never back; a log that failed stops the replica at the next look at it. Ready means that consensus runs here: a follower is ready
+//! Life: recovering -> ready -> stopped, never back; a log that failed stops the replica at the next look at it, which is within
+//! a lease where there are others. Ready means that consensus runs here: a follower is ready
 //! and says who leads. A restarted leader never resumes its old term. An idle group of one voter that nobody follows has no timer and burns no CPU.
 //!
 //! Limits: [`PROPOSALS_IN_FLIGHT_MAX`], [`PROPOSAL_BYTES_IN_FLIGHT_MAX`]; [`PROPOSE_ATTEMPTS_MAX`] for what openraft refuses before it writes.
@@ -534,8 +535,8 @@ impl Inner {
         self.stopped.borrow().clone()
     }
 
-    /// Why the replica does not serve, if that is so. A log that failed is found here, for no task watches it: with
-    /// nothing in flight, consensus does not notice either.
+    /// Why the replica does not serve, if that is so. A log that failed is found here: with nothing in flight, consensus does
+    /// not notice, and where there are others `life` looks from time to time.
     pub(super) fn unready(&self) -> Option<Unready> {
         if let Some(error) = (self.log_failure)() {
             self.stop(StopReason::LogFailed(error.to_string().into()));
@@ -559,14 +560,33 @@ impl Inner {
         self.changed.notify_waiters();
     }
 
-    /// Stops for good. The first reason counts.
+    /// Stops for good. The first reason counts. Unless it is a shutdown, which waits for that itself, consensus is ended as
+    /// well: a leader that cannot serve must not keep the others from electing one that can.
     pub(super) fn stop(&self, reason: StopReason) {
+        let ends_itself = reason == StopReason::Shutdown;
+        if self.note_stop(reason) && !ends_itself {
+            self.end_core();
+        }
+    }
+
+    /// Whether it had not stopped before.
+    fn note_stop(&self, reason: StopReason) -> bool {
         if self.stopped.borrow().is_some() {
-            return;
+            return false;
         }
         self.ready.set(false);
         *self.stopped.borrow_mut() = Some(reason);
         self.changed.notify_waiters();
+        true
+    }
+
+    fn end_core(&self) {
+        // Consensus may be in an append that waits for space, and would not hear of its end.
+        (self.stop_waiting)();
+        let Some(core) = self.core.get().cloned() else { return };
+        shardexec::spawn(Class::Raft, "raft end", async move {
+            let _ = timeout(END_OF_CORE_MAX, core.shutdown()).await;
+        });
     }
 
     pub(super) fn stopped_by(&self, fatal: &Fatal<TypeConfig>) {
@@ -575,7 +595,7 @@ impl Inner {
 
     pub(super) fn reason_of(&self, fatal: &Fatal<TypeConfig>) -> StopReason {
         match fatal {
-            Fatal::Stopped => StopReason::Shutdown,
+            Fatal::Stopped => self.stop_reason().unwrap_or(StopReason::Shutdown),
             Fatal::Panicked => StopReason::Failed("its consensus task panicked".into()),
             Fatal::StorageError(error) => {
                 self.progress.ended_by().unwrap_or_else(|| StopReason::LogFailed(error.to_string().into()))
@@ -693,13 +713,15 @@ fn answer(result: WriteResult<TypeConfig>) -> Answer {
     }
 }
 
-/// Stops a group whose start ends without having decided whether it serves: by a panic.
+/// Stops a group whose start ends without having decided whether it serves: by a panic, or with its executor.
 struct StopIfUnfinished<'a>(&'a Inner);
 
 impl Drop for StopIfUnfinished<'_> {
     fn drop(&mut self) {
-        if !self.0.ready.get() {
-            self.0.stop(StopReason::Failed("its start panicked".into()));
+        // An executor that is dropped takes no tasks any more, and consensus goes with it.
+        let noted = !self.0.ready.get() && self.0.note_stop(StopReason::Failed("its start panicked".into()));
+        if noted && std::thread::panicking() {
+            self.0.end_core();
         }
     }
 }

@@ -10,7 +10,7 @@
 //! openraft's timer runs while there is somebody to talk to, and not before the restart guard is over; so does every vote.
 
 use super::errors::StopReason;
-use super::group::{Core, Inner, NOBODY, is_sole_voter};
+use super::group::{Core, Inner, NOBODY, Unready, is_sole_voter};
 use super::group_peers::AppendLane;
 use super::network::PeerNetwork;
 use super::start::{GroupLog, RestartGuard, replay};
@@ -87,16 +87,32 @@ async fn lead_alone(inner: &Inner, core: &Core) -> Result<(), StopReason> {
 }
 
 /// Notes each change of leader, role and membership, for as long as the replica runs.
+///
+/// Where there are others it also looks after the log once a lease: an idle leader writes nothing, so it would not notice that
+/// its log has failed, and heartbeats would keep the others from replacing it.
 async fn follow_roles(
     mut metrics: openraft::alias::WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     inner: Weak<Inner>,
 ) {
     loop {
-        {
+        let look_pause = {
             let Some(inner) = inner.upgrade() else { return };
             inner.note_roles(&metrics.borrow_and_update());
-        }
-        if metrics.changed().await.is_err() {
+            inner.has_others().then_some(inner.config.settings.leader_lease)
+        };
+        let changed = match look_pause {
+            None => metrics.changed().await,
+            Some(pause) => loop {
+                if let Ok(changed) = timeout(pause, metrics.changed()).await {
+                    break changed;
+                }
+                let Some(inner) = inner.upgrade() else { return };
+                if matches!(inner.unready(), Some(Unready::Stopped(_))) {
+                    return;
+                }
+            },
+        };
+        if changed.is_err() {
             return;
         }
     }
@@ -130,10 +146,12 @@ impl Inner {
     /// The timer costs CPU, so it runs only while there are others.
     fn refresh_tick(&self) {
         let (Some(core), Some(guard)) = (self.core.get(), self.guard.get()) else { return };
+        core.runtime_config().tick(self.has_others() && guard.may_vote(Instant::boottime_now()));
+    }
+
+    fn has_others(&self) -> bool {
         let metrics = self.metrics();
-        let membership = metrics.membership_config.membership();
-        let others = membership.nodes().any(|(member, _)| *member != self.config.replica);
-        core.runtime_config().tick(others && guard.may_vote(Instant::boottime_now()));
+        metrics.membership_config.membership().nodes().any(|(member, _)| *member != self.config.replica)
     }
 
     pub(super) async fn pass_gate(&self) {

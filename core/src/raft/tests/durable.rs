@@ -3,9 +3,13 @@
 use super::super::start::GroupLog;
 use super::super::types::{RaftVote, ReplicaId};
 use super::*;
+use gristmill_shardexec::time::sleep;
 use gristmill_wal::{GroupId, LogNumber, Wal, WalOptions};
+use openraft::EmptyNode;
 use openraft::storage::{RaftLogReader, RaftLogStorage};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// A directory on the file system of the temporary files, and one on tmpfs, which has no O_DIRECT.
@@ -172,6 +176,36 @@ fn an_idle_replica_whose_log_takes_nothing_says_so() {
         assert!(matches!(group.read_permission(), Err(ReadError::Stopped(StopReason::LogFailed(_)))));
         let refused = group.propose_many(bodies(3, 1)).await;
         assert!(matches!(refused[..], [Err(ProposeError::Stopped(StopReason::LogFailed(_)))]), "{refused:?}");
+    });
+}
+
+/// A leader without requests went on with its heartbeats for ever, so that nobody else was elected.
+#[test]
+fn an_idle_leader_with_followers_falls_silent_when_its_log_fails() {
+    let directory = tempfile::tempdir().unwrap();
+    on_executor(async {
+        let wal = open(directory.path()).await;
+        let log = WalLog::new(wal.clone(), config().shard, WalLogOptions::default());
+        let book = PeerBook::new(ClusterId([1; 16]), config().replica, (4, 150), BTreeMap::new());
+        let peers = GroupPeers { links: PeerLinks::new(book, LinkOptions::default()), found: true };
+        let journal = SharedJournal::default();
+        let group = Group::start_with(config(), Some(peers), log, journal.boxed()).unwrap();
+        group.ready().await.unwrap();
+        let follower = ReplicaId { node: 9, incarnation: 1 };
+        group.0.core().add_learner(follower, EmptyNode {}, false).await.unwrap();
+        sleep(config().settings.leader_lease * 3).await;
+        assert_eq!((group.view().role, group.view().stopped), (Role::Leader, None));
+        wal.close().await.unwrap();
+        // Nobody asks it anything: a view does not look at the log.
+        let ended =
+            || matches!(group.view().stopped, Some(StopReason::LogFailed(_))) && group.view().role == Role::None;
+        for _ in 0..200 {
+            if ended() {
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{:?}", group.view());
     });
 }
 
