@@ -198,13 +198,18 @@ impl Inner {
         core.vote(abdication).await.map_err(fatal_of)?;
         if alone {
             core.trigger().elect(false).await?;
+        } else {
+            // Refused only where another vote came in between: then somebody else stands.
+            let _ = core.handle_transfer_leader(TransferLeaderRequest::new(nobody, own, None)).await?;
+        }
+        if self.peers.is_none() {
+            // However slow the disk is, it leads in the end.
             let term = wait_until_leading(core, term + 1).await?;
             self.elections.note(term);
             self.leader_changes.note(term);
             return Ok(());
         }
-        // Refused only where another vote came in between: then somebody else stands.
-        let _ = core.handle_transfer_leader(TransferLeaderRequest::new(nobody, own, None)).await?;
+        // A change of membership that was under way may have ended its being alone, so the wait is bounded also then.
         let led = |metrics: &RaftMetrics<TypeConfig>| {
             metrics.running_state.is_err() || (metrics.current_leader.is_some() && metrics.current_term > term + 1)
         };
