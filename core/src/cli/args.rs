@@ -37,7 +37,7 @@ pub(super) enum Command {
     /// Write a plain value (--key, --value) or a grain (--subject, and --text, --relation, --tag, --vector)
     Put(Box<PutArgs>),
     /// Read a plain value (--key) or a grain (--id)
-    Get(OneArgs),
+    Get(GetArgs),
     /// Remove a plain value (--key) or a grain (--id)
     Del(OneArgs),
     /// List plain values of a namespace in key order
@@ -155,52 +155,54 @@ Examples:
   gristmill put --ns a --subject 'red wine' --relation is_a=wine --relation made_of=grapes --text 'from dark grapes'
   gristmill put --ns a --subject s --vector 0.1,0.2,0.3 --tag draft")]
 pub(super) struct PutArgs {
+    // What goes with --key and what with --subject is checked by `data::named`: clap drops its own requirements silently
+    // where options conflict.
     #[command(flatten)]
     pub(super) server: ServerArgs,
     /// Namespace; created by its first write
     #[arg(long, value_name = "NAME")]
     pub(super) ns: String,
     /// Key of a plain value
-    #[arg(long, conflicts_with = "subject", required_unless_present = "subject")]
+    #[arg(long)]
     pub(super) key: Option<String>,
     /// The plain value
-    #[arg(long, requires = "key", conflicts_with = "value_file")]
+    #[arg(long, conflicts_with = "value_file")]
     pub(super) value: Option<String>,
     /// Read the plain value from a file; - for standard input
-    #[arg(long, requires = "key", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub(super) value_file: Option<PathBuf>,
     /// Let the plain value expire after this many milliseconds
-    #[arg(long, requires = "key", default_value_t = 0, conflicts_with_all = ["if_absent", "if_version"])]
-    pub(super) ttl_ms: u64,
+    #[arg(long, value_name = "MILLISECONDS", conflicts_with_all = ["if_absent", "if_version"])]
+    pub(super) ttl_ms: Option<u64>,
     /// Write only if the key does not exist
-    #[arg(long, requires = "key", conflicts_with = "if_version")]
+    #[arg(long, conflicts_with = "if_version")]
     pub(super) if_absent: bool,
     /// Write only if the key has this version (`get --json` shows it)
-    #[arg(long, requires = "key", value_name = "VERSION")]
+    #[arg(long, value_name = "VERSION")]
     pub(super) if_version: Option<u64>,
     /// Subject of a grain: whom or what it is about
     #[arg(long)]
     pub(super) subject: Option<String>,
     /// Id of the grain as 32 hex digits [default: random, printed]
-    #[arg(long, requires = "subject", value_name = "HEX")]
+    #[arg(long, value_name = "HEX")]
     pub(super) id: Option<String>,
     /// Text of the grain, found by words
-    #[arg(long, requires = "subject")]
+    #[arg(long)]
     pub(super) text: Option<String>,
     /// Vector of the grain: numbers with commas; all of a namespace have one dimension
-    #[arg(long, requires = "subject", value_name = "X,Y,…", allow_hyphen_values = true)]
+    #[arg(long, value_name = "X,Y,…", allow_hyphen_values = true)]
     pub(super) vector: Option<String>,
     /// A relation of the subject, PREDICATE=OBJECT; may be given again. With --object, just PREDICATE
-    #[arg(long, requires = "subject", value_name = "PREDICATE[=OBJECT]")]
+    #[arg(long, value_name = "PREDICATE[=OBJECT]")]
     pub(super) relation: Vec<String>,
     /// Object of the one relation given without one
-    #[arg(long, requires = "relation")]
+    #[arg(long)]
     pub(super) object: Option<String>,
     /// A label; may be given again
-    #[arg(long, requires = "subject")]
+    #[arg(long)]
     pub(super) tag: Vec<String>,
     /// Opaque bytes kept with the grain
-    #[arg(long, requires = "subject")]
+    #[arg(long)]
     pub(super) payload: Option<String>,
 }
 
@@ -213,11 +215,25 @@ pub(super) struct OneArgs {
     #[arg(long, value_name = "NAME")]
     pub(super) ns: String,
     /// Key of a plain value
-    #[arg(long, conflicts_with = "id", required_unless_present = "id")]
+    #[arg(long, conflicts_with = "id")]
     pub(super) key: Option<String>,
     /// Id of a grain, 32 hex digits
     #[arg(long, value_name = "HEX")]
     pub(super) id: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  gristmill get --ns a --key k
+  gristmill put --ns a --key k --value-file photo.jpg && gristmill get --ns a --key k --raw > same.jpg
+  gristmill get --ns a --id 000102030405060708090a0b0c0d0e0f")]
+pub(super) struct GetArgs {
+    #[command(flatten)]
+    pub(super) one: OneArgs,
+    /// Write the bytes of a plain value and nothing else, not even a newline behind them
+    #[arg(long, conflicts_with_all = ["id", "json"])]
+    pub(super) raw: bool,
 }
 
 #[derive(Debug, Args)]

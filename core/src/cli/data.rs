@@ -1,6 +1,6 @@
 //! Commands that ask a running server: put, get, del, scan, recall, status.
 
-use super::args::{OneArgs, PutArgs, RecallArgs, ScanArgs, ServerArgs, StatusArgs};
+use super::args::{GetArgs, OneArgs, PutArgs, RecallArgs, ScanArgs, ServerArgs, StatusArgs};
 use super::{ExitStatus, Failure, Outcome, parse, show, status};
 use gristmill_rpc::blocking::Client;
 use gristmill_rpc::client::ClientError;
@@ -32,18 +32,66 @@ fn status_of(error: &ClientError) -> ExitStatus {
 }
 
 pub(super) fn put(args: &PutArgs) -> Outcome {
+    // Wrong usage is told without a server.
+    let mut operation = match named(args)? {
+        Named::Value(key) => put_value(args, key)?,
+        Named::Grain(subject) => Operation::PutGrain { grain: read_grain(args, subject)? },
+    };
     let mut client = connect(&args.server)?;
-    let json = args.server.json;
-    let (operation, id) = match (&args.key, &args.subject) {
-        (Some(key), _) => (put_value(args, key)?, None),
-        (None, Some(subject)) => {
-            let id = args.id.as_deref().map_or_else(|| Ok(random_id(&client)), parse::grain_id)?;
-            (put_grain(args, subject, id)?, Some(id))
+    let id = match &mut operation {
+        Operation::PutGrain { grain } => {
+            if args.id.is_none() {
+                grain.id = random_id(&client);
+            }
+            Some(grain.id)
         }
-        (None, None) => return Err(Failure::usage("give --key for a plain value or --subject for a grain")),
+        _ => None,
     };
     let reply = client.batch(vec![operation]).map_err(|error| failure(&error))?;
-    Ok(print_write(&reply, id, json))
+    Ok(print_write(&reply, id, args.server.json))
+}
+
+/// What a `put` writes, by its name.
+#[derive(Debug, PartialEq, Eq)]
+enum Named<'a> {
+    /// A plain value under this key.
+    Value(&'a str),
+    /// A grain about this subject.
+    Grain(&'a str),
+}
+
+/// What belongs to what; said wherever a `put` mixes them.
+const KINDS: &str = "a plain value is --key with --value or --value-file, --ttl-ms, --if-absent, --if-version; \
+                     a grain is --subject with --id, --text, --vector, --relation, --object, --tag, --payload";
+
+/// Which kind of record is meant. Options of the other kind are refused: nothing that was given is left out silently.
+fn named(args: &PutArgs) -> Result<Named<'_>, Failure> {
+    let first = |given: &[(&'static str, bool)]| given.iter().find(|(_, is_given)| *is_given).map(|(name, _)| *name);
+    let of_value = first(&[
+        ("--value", args.value.is_some()),
+        ("--value-file", args.value_file.is_some()),
+        ("--ttl-ms", args.ttl_ms.is_some()),
+        ("--if-absent", args.if_absent),
+        ("--if-version", args.if_version.is_some()),
+    ]);
+    let of_grain = first(&[
+        ("--id", args.id.is_some()),
+        ("--text", args.text.is_some()),
+        ("--vector", args.vector.is_some()),
+        ("--relation", !args.relation.is_empty()),
+        ("--object", args.object.is_some()),
+        ("--tag", !args.tag.is_empty()),
+        ("--payload", args.payload.is_some()),
+    ]);
+    let wrong = match (&args.key, &args.subject, of_value, of_grain) {
+        (Some(key), None, _, None) => return Ok(Named::Value(key)),
+        (None, Some(subject), None, _) => return Ok(Named::Grain(subject)),
+        (Some(_), None, _, Some(option)) => format!("{option} belongs to a grain, and --key names a plain value"),
+        (None, Some(_), Some(option), _) => format!("{option} belongs to a plain value, and --subject names a grain"),
+        (Some(_), Some(_), ..) => "--key and --subject do not go together".to_owned(),
+        (None, None, ..) => "give --subject (a grain) or --key (a value)".to_owned(),
+    };
+    Err(Failure::usage(format!("{wrong}: {KINDS}")))
 }
 
 fn put_value(args: &PutArgs, key: &str) -> Result<Operation, Failure> {
@@ -60,7 +108,7 @@ fn put_value(args: &PutArgs, key: &str) -> Result<Operation, Failure> {
     };
     Ok(match expected {
         Some(expected) => Operation::CompareAndSet { namespace, key, expected, value: Some(value) },
-        None => Operation::Put { namespace, key, value, ttl_ms: args.ttl_ms },
+        None => Operation::Put { namespace, key, value, ttl_ms: args.ttl_ms.unwrap_or(0) },
     })
 }
 
@@ -82,9 +130,10 @@ fn read_value(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(value)
 }
 
-fn put_grain(args: &PutArgs, subject: &str, id: GrainId) -> Result<Operation, Failure> {
-    let grain = Grain {
-        id,
+/// The grain as it was given, under no id where none was.
+fn read_grain(args: &PutArgs, subject: &str) -> Result<Grain, Failure> {
+    Ok(Grain {
+        id: args.id.as_deref().map_or(Ok(GrainId([0; 16])), parse::grain_id)?,
         namespace: args.ns.clone(),
         subject: subject.to_owned(),
         text: args.text.clone(),
@@ -92,8 +141,7 @@ fn put_grain(args: &PutArgs, subject: &str, id: GrainId) -> Result<Operation, Fa
         relations: parse::relations(&args.relation, args.object.as_ref())?,
         tags: args.tag.clone(),
         payload: args.payload.clone().unwrap_or_default().into_bytes(),
-    };
-    Ok(Operation::PutGrain { grain })
+    })
 }
 
 /// An id that nobody else has: the client's session is random, and it writes once.
@@ -121,26 +169,50 @@ fn print_write(reply: &WriteReply, id: Option<GrainId>, json: bool) -> ExitStatu
     if reply.applied { ExitStatus::Done } else { ExitStatus::Negative }
 }
 
-pub(super) fn get(args: &OneArgs) -> Outcome {
+/// One plain value or one grain, as the arguments name it.
+enum One<'a> {
+    Value(&'a str),
+    Grain(GrainId),
+}
+
+fn one(args: &OneArgs) -> Result<One<'_>, Failure> {
+    match (&args.key, &args.id) {
+        (Some(key), _) => Ok(One::Value(key)),
+        (None, Some(id)) => parse::grain_id(id).map(One::Grain),
+        (None, None) => Err(Failure::usage("give --key (a plain value) or --id (a grain)")),
+    }
+}
+
+pub(super) fn get(args: &GetArgs) -> Outcome {
+    let GetArgs { one: args, raw } = args;
+    let one = one(args)?;
     let mut client = connect(&args.server)?;
-    let missing = || {
+    let missing = |what: String| {
         if args.server.json {
             show::line(&json!({ "found": false }).to_string());
+        } else {
+            eprintln!("gristmill: namespace {:?} has no {what}", args.ns);
         }
         Ok(ExitStatus::Negative)
     };
-    if let Some(id) = &args.id {
-        let found = client.get_grain(&args.ns, parse::grain_id(id)?).map_err(|error| failure(&error))?;
-        let Some((grain, version)) = found else { return missing() };
-        let mut shown = show::grain(&grain);
-        shown["version"] = json!(version.0);
-        show::line(&if args.server.json { shown.to_string() } else { format!("{shown:#}") });
-        return Ok(ExitStatus::Done);
-    }
-    let key = args.key.as_deref().unwrap_or_default();
-    let Some(value) = client.get(&args.ns, key.as_bytes()).map_err(|error| failure(&error))? else { return missing() };
+    let key = match one {
+        One::Value(key) => key,
+        One::Grain(id) => {
+            let found = client.get_grain(&args.ns, id).map_err(|error| failure(&error))?;
+            let Some((grain, version)) = found else { return missing(format!("grain {}", show::id(id))) };
+            let mut shown = show::grain(&grain);
+            shown["version"] = json!(version.0);
+            show::line(&if args.server.json { shown.to_string() } else { format!("{shown:#}") });
+            return Ok(ExitStatus::Done);
+        }
+    };
+    let found = client.get(&args.ns, key.as_bytes()).map_err(|error| failure(&error))?;
+    let Some(value) = found else { return missing(format!("key {key:?}")) };
     if args.server.json {
         show::line(&show::versioned(&value).to_string());
+    } else if *raw {
+        let written = show::print_all(&value.value);
+        written.map_err(|error| Failure::usage(format!("cannot write to standard output: {error}")))?;
     } else {
         show::print(&[value.value.as_slice(), b"\n"].concat());
     }
@@ -148,12 +220,12 @@ pub(super) fn get(args: &OneArgs) -> Outcome {
 }
 
 pub(super) fn del(args: &OneArgs) -> Outcome {
-    let mut client = connect(&args.server)?;
     let namespace = args.ns.clone();
-    let operation = match &args.id {
-        Some(id) => Operation::DeleteGrain { namespace, id: parse::grain_id(id)? },
-        None => Operation::Delete { namespace, key: args.key.clone().unwrap_or_default().into_bytes() },
+    let operation = match one(args)? {
+        One::Grain(id) => Operation::DeleteGrain { namespace, id },
+        One::Value(key) => Operation::Delete { namespace, key: key.as_bytes().to_vec() },
     };
+    let mut client = connect(&args.server)?;
     let reply = client.batch(vec![operation]).map_err(|error| failure(&error))?;
     Ok(print_write(&reply, None, args.server.json))
 }
@@ -185,9 +257,11 @@ pub(super) fn scan(args: ScanArgs) -> Outcome {
             Some(last) if reply.more && left > 0 && args.reverse => request.end = last,
             // The smallest key after the last one.
             Some(last) if reply.more && left > 0 => request.start = [last.as_slice(), &[0]].concat(),
-            _ => {
+            last => {
                 if args.server.json {
                     show::line(&json!({ "items": items, "more": reply.more }).to_string());
+                } else if reply.more {
+                    eprintln!("gristmill: {}", how_to_go_on(last.as_deref(), args.reverse));
                 }
                 return Ok(ExitStatus::Done);
             }
@@ -195,8 +269,21 @@ pub(super) fn scan(args: ScanArgs) -> Outcome {
     }
 }
 
+/// What to tell of a scan that left keys out; `last` is the key that it printed last.
+fn how_to_go_on(last: Option<&[u8]>, reverse: bool) -> String {
+    let stopped = "stopped at --limit, and there is more; give a higher --limit";
+    let last = last.and_then(|key| std::str::from_utf8(key).ok());
+    // Others cannot be typed, or would change what a terminal shows.
+    let Some(last) = last.filter(|key| !key.chars().any(char::is_control)) else { return stopped.to_owned() };
+    let quoted = format!("'{}'", last.replace('\'', r"'\''"));
+    if reverse {
+        format!("{stopped}, or go on with --end={quoted}")
+    } else {
+        format!("{stopped}, or go on with --start={quoted}, which prints that key again")
+    }
+}
+
 pub(super) fn recall(args: RecallArgs) -> Outcome {
-    let mut client = connect(&args.server)?;
     let request = RecallRequest {
         namespace: args.ns,
         text: args.text,
@@ -208,6 +295,7 @@ pub(super) fn recall(args: RecallArgs) -> Outcome {
         candidates: 0,
         with_grains: args.with_grains,
     };
+    let mut client = connect(&args.server)?;
     let reply = client.recall(&request).map_err(|error| failure(&error))?;
     if args.server.json {
         let hits: Vec<_> = reply.hits.iter().map(show::hit).collect();
@@ -218,6 +306,9 @@ pub(super) fn recall(args: RecallArgs) -> Outcome {
             if let Some(text) = hit.grain.as_ref().and_then(|grain| grain.text.as_ref()) {
                 show::line(&format!("     {text}"));
             }
+        }
+        if reply.hits.is_empty() {
+            eprintln!("gristmill: no hits among the {} grains of namespace {:?}", reply.grains, request.namespace);
         }
     }
     Ok(if reply.hits.is_empty() { ExitStatus::Negative } else { ExitStatus::Done })

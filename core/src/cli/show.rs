@@ -87,6 +87,15 @@ pub(crate) fn print(text: &[u8]) {
     let _ = out.write_all(text).and_then(|()| out.flush());
 }
 
+/// Writes to stdout what must arrive whole. Here too a reader may go away.
+pub(super) fn print_all(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
 /// One line on stdout.
 pub(crate) fn line(text: &str) {
     print(format!("{text}\n").as_bytes());
