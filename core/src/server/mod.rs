@@ -32,7 +32,7 @@ pub use cluster::ClusterConfig;
 use gristmill_shardexec::cores::{BodyPanic, Cores, cpu_for};
 use gristmill_shardexec::{CoreId, ExecutorConfig, IoChoice, SpinPolicy};
 use gristmill_wal::WalOptions;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -149,6 +149,7 @@ impl Node {
             let _ = ready.send(told);
         };
         let mut programs = hosted::core_programs(config, &stop, announce)?.into_iter();
+        probe_ports(config)?;
         let count = programs.len();
         let executor = |core: CoreId| ExecutorConfig {
             core,
@@ -188,6 +189,20 @@ impl Node {
     pub fn wait(self) -> Result<(), BootError> {
         join(self.cores)
     }
+}
+
+/// Makes sure, before anything is touched, that every port that was asked for can be had, and lets go of them again. The
+/// first core creates the directory before it binds, and with it fixes the number of shards.
+#[expect(clippy::disallowed_methods, reason = "no core runs yet, and a simulated node has other ports")]
+fn probe_ports(config: &NodeConfig) -> Result<(), BootError> {
+    let own = config.core_ports.iter().filter(|port| **port != 0);
+    let own = own.map(|port| SocketAddr::new(config.listen.ip(), *port));
+    let mut held = Vec::new();
+    for address in std::iter::once(config.listen).chain(own) {
+        // All are held until the last is bound, so that a port that was given twice is seen.
+        held.push(TcpListener::bind(address).map_err(|source| BootError::Listen { address, source })?);
+    }
+    Ok(())
 }
 
 /// Waits for all cores; the first failure wins.

@@ -2,6 +2,7 @@
 
 use crate::binary;
 use gristmill_tests::{Server, run, scratch, stderr, stdout};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
 
@@ -124,4 +125,32 @@ fn what_is_not_there_or_left_out_is_told() {
     // As it was told.
     assert_eq!(scan(&["--start=b'"]), ("b'\tv\nc\tv\n".to_owned(), String::new()));
     assert_eq!(scan(&["--reverse", "--end=b'"]), ("a\tv\n".to_owned(), String::new()));
+}
+
+/// A first try with a port in use created the store, and with it the number of shards that the next try could not change.
+#[test]
+fn a_start_without_its_ports_leaves_no_directory() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let (taken_address, taken_port) = {
+        let address = taken.local_addr().expect("bound");
+        (address.to_string(), address.port().to_string())
+    };
+    let serve = ["serve", "--data-dir", utf8(&data), "--cores", "1"];
+    let on_loopback = ["--listen", "127.0.0.1:0"];
+    for more in [
+        &["--listen", &taken_address][..],
+        // Set aside for documentation: no machine has it.
+        &["--listen", "192.0.2.1:0", "--insecure"],
+        &[&on_loopback[..], &["--core-ports", &taken_port]].concat(),
+    ] {
+        let output = run(binary(), &[&serve, more].concat());
+        assert_eq!(output.status.code(), Some(5), "{more:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("cannot listen on"), "{more:?}: {}", stderr(&output));
+        assert!(!data.exists(), "{more:?}");
+    }
+    drop(taken);
+    let server = Server::start(binary(), &data, &["--cores", "1", "--shards", "3", "--core-ports", &taken_port]);
+    assert_eq!(server.listening["shards"], 3);
 }
