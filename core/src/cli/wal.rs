@@ -2,10 +2,10 @@
 
 use super::args::{WalCommand, WalDirArgs};
 use super::{ExitStatus, Failure, Outcome, show};
-use crate::shard::data_dir::{missing_logs, read_superblock};
+use crate::shard::data_dir::{log_dir_name, missing_logs, read_superblock};
 use crate::shard::superblock::Superblock;
 use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice};
-use gristmill_wal::WalError;
+use gristmill_wal::LogNumber;
 use gristmill_wal::format::{RecordHeader, RecordKind};
 use gristmill_wal::inspect::{
     DumpItem, FindingClass, GroupSummary, LogFiles, LogSummary, Verification, dump, find_logs, inspect, verify,
@@ -38,12 +38,19 @@ struct Found {
 }
 
 async fn find(directory: &Path) -> Result<Found, Failure> {
-    let mut logs = find_logs(directory).await.map_err(|error: WalError| broken(&error))?;
+    let mut logs = find_logs(directory).await.map_err(|error| broken(&error))?;
     let superblock = read_superblock(directory).await.map_err(|error| broken(&error))?;
     let missing = match &superblock {
         Some(superblock) => missing_logs(directory, superblock).await.map_err(|error| broken(&error))?,
         None => Vec::new(),
     };
+    if let Some(superblock) = &superblock {
+        let named: Vec<PathBuf> =
+            (0..superblock.logs).map(|log| directory.join(log_dir_name(LogNumber(log)))).collect();
+        for files in logs.extract_if(.., |files| !named.contains(&files.path)) {
+            eprintln!("gristmill: {} is none of the store's {} logs, ignored", files.path.display(), named.len());
+        }
+    }
     logs.retain(|files| !missing.contains(&files.path));
     if logs.is_empty() && missing.is_empty() {
         let message = format!("{} holds no log; name a data directory or a log-NNN directory", directory.display());

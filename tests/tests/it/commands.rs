@@ -2,6 +2,7 @@
 
 use crate::binary;
 use gristmill_tests::{Server, run, scratch, stderr, stdout};
+use rustix::process::{Pid, Signal, kill_process};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
@@ -153,4 +154,33 @@ fn a_start_without_its_ports_leaves_no_directory() {
     drop(taken);
     let server = Server::start(binary(), &data, &["--cores", "1", "--shards", "3", "--core-ports", &taken_port]);
     assert_eq!(server.listening["shards"], 3);
+}
+
+/// `serve` opens the logs that the superblock counts; `verify` reported whatever else was called a log as missing or clean.
+#[test]
+fn only_the_stores_own_logs_are_looked_at() {
+    let dir = scratch();
+    let server = Server::start(binary(), dir.path(), &["--cores", "2", "--shards", "2"]);
+    server.client().put("a", b"k", b"v").expect("a healthy server");
+    kill_process(Pid::from_raw(server.id().cast_signed()).expect("a process id"), Signal::TERM).expect("it runs");
+    let (status, log) = server.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    let looked = |command: &str| {
+        let output = run(binary(), &["wal", command, utf8(dir.path())]);
+        assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+        (stdout(&output), stderr(&output))
+    };
+    let before = ["inspect", "verify"].map(looked);
+    std::fs::create_dir(dir.path().join("log-002")).expect("ours");
+    std::fs::create_dir(dir.path().join("log-xyz")).expect("ours");
+    std::fs::write(dir.path().join("log-xyz/letter.txt"), "dear diary").expect("ours");
+    for (command, (listed, told)) in ["inspect", "verify"].into_iter().zip(before) {
+        assert!(listed.contains("log-001") && told.is_empty(), "{listed}{told}");
+        let (now, told) = looked(command);
+        assert_eq!(now, listed, "the same logs");
+        for stray in ["log-002", "log-xyz"] {
+            assert!(told.contains(&format!("{stray} is none of the store's 2 logs")), "{told}");
+        }
+    }
+    drop(Server::start(binary(), dir.path(), &["--cores", "2"]));
 }
