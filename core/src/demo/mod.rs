@@ -16,12 +16,17 @@ pub use sample::Sample;
 
 use crate::cli::{ExitStatus, Failure, Outcome};
 use gristmill_shardexec::IoChoice;
+use measure::Stopwatch;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::iterator::Signals;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long the demo is left to clean up, whatever signals come: a terminal and a parent often send one each.
+const CLEAN_UP_MIN: Duration = Duration::from_secs(2);
 
 /// What a demo may be told.
 #[derive(Debug, Clone, Default)]
@@ -57,12 +62,24 @@ pub(crate) fn command(options: &DemoOptions) -> Outcome {
     Ok(ExitStatus::Done)
 }
 
-/// The first SIGTERM or SIGINT ends the demo, which removes its temporary directory; the second ends the process at once.
+/// The first SIGTERM or SIGINT ends the demo, which removes its temporary directory; one that comes [`CLEAN_UP_MIN`] after
+/// it or later ends the process at once.
+#[expect(clippy::disallowed_methods, reason = "signals belong to the process, not to a core; this thread only waits")]
 fn end_on_signals(interrupted: &Arc<AtomicBool>) -> io::Result<()> {
-    for signal in [SIGINT, SIGTERM] {
-        // In this order: what ends the process must see the flag as it was before.
-        flag::register_conditional_shutdown(signal, ExitStatus::Interrupted as i32, Arc::clone(interrupted))?;
-        flag::register(signal, Arc::clone(interrupted))?;
-    }
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let interrupted = Arc::clone(interrupted);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let mut since_first: Option<Stopwatch> = None;
+        for _ in signals.forever() {
+            match &since_first {
+                None => {
+                    interrupted.store(true, Ordering::Relaxed);
+                    since_first = Some(Stopwatch::start());
+                }
+                Some(watch) if watch.elapsed() < CLEAN_UP_MIN => eprintln!("gristmill: ending, and cleaning up"),
+                Some(_) => std::process::exit(ExitStatus::Interrupted as i32),
+            }
+        }
+    })?;
     Ok(())
 }
