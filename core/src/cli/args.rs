@@ -16,8 +16,9 @@ Try it:
   gristmill put --ns notes --subject bread --text 'made of flour' --relation is_a=food
   gristmill recall --ns notes --text flour            the best grains, with the legs that found them
 
-Exit codes: 0 done; 1 not found, or a condition did not hold; 2 wrong usage; 3 no server there;
-            4 the server refused; 5 damage found, or the store cannot be opened;
+Exit codes: 0 done; 1 not found, or a condition did not hold;
+            2 wrong usage, options that no server can run with, no such DIR; 3 no server there;
+            4 the server refused; 5 damage found, or the store or its port cannot be opened;
             130 the demo was interrupted";
 
 /// A thread-per-core storage engine that keeps an application's records and recalls the best ones.

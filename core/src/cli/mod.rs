@@ -11,6 +11,7 @@ pub(crate) mod show;
 mod status;
 mod wal;
 
+use crate::server::BootError;
 use args::{Cli, Command};
 use clap::Parser;
 use std::process::ExitCode;
@@ -49,6 +50,15 @@ impl Failure {
 
     pub(crate) fn usage(message: impl Into<String>) -> Failure {
         Failure::new(ExitStatus::Usage, message)
+    }
+
+    /// A node that did not start, or not stop. What was asked for may be what no node can run with.
+    pub(crate) fn of_node(error: &BootError) -> Failure {
+        let status = match error {
+            BootError::Config { .. } => ExitStatus::Usage,
+            _ => ExitStatus::Broken,
+        };
+        Failure::new(status, error.to_string())
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn run(args: ServeArgs) -> Outcome {
         ..NodeConfig::new(args.data_dir)
     };
     let broken = |error: &dyn std::fmt::Display| Failure::new(ExitStatus::Broken, error.to_string());
-    let node = Node::start(&config).map_err(|error| broken(&error))?;
+    let node = Node::start(&config).map_err(|error| Failure::of_node(&error))?;
     stop_on_signals(node.stop_signal()).map_err(|error| broken(&error))?;
     let listening = node.listening();
     eprintln!(
@@ -36,7 +36,7 @@ pub(super) fn run(args: ServeArgs) -> Outcome {
         listening.io_driver,
     );
     show::line(&serde_json::to_string(listening).expect("addresses and numbers serialise"));
-    node.wait().map_err(|error| broken(&error))?;
+    node.wait().map_err(|error| Failure::of_node(&error))?;
     eprintln!("gristmill: stopped");
     Ok(ExitStatus::Done)
 }

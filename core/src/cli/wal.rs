@@ -4,13 +4,14 @@ use super::args::{WalCommand, WalDirArgs};
 use super::{ExitStatus, Failure, Outcome, show};
 use crate::shard::data_dir::{log_dir_name, missing_logs, read_superblock};
 use crate::shard::superblock::Superblock;
-use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice};
+use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice, fs};
 use gristmill_wal::LogNumber;
 use gristmill_wal::format::{RecordHeader, RecordKind};
 use gristmill_wal::inspect::{
     DumpItem, FindingClass, GroupSummary, LogFiles, LogSummary, Verification, dump, find_logs, inspect, verify,
 };
 use serde_json::{Value, json};
+use std::io;
 use std::path::{Path, PathBuf};
 
 pub(super) fn run(command: &WalCommand) -> Outcome {
@@ -38,6 +39,12 @@ struct Found {
 }
 
 async fn find(directory: &Path) -> Result<Found, Failure> {
+    if let Err(error) = fs::metadata(directory).await
+        && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    {
+        let message = format!("{}: {error}; name a data directory or a log-NNN directory", directory.display());
+        return Err(Failure::usage(message));
+    }
     let mut logs = find_logs(directory).await.map_err(|error| broken(&error))?;
     let superblock = read_superblock(directory).await.map_err(|error| broken(&error))?;
     let missing = match &superblock {

@@ -52,6 +52,7 @@ pub(crate) fn command(options: &DemoOptions) -> Outcome {
     end_on_signals(&options.interrupted).map_err(|error| broken(&error))?;
     let report = run(&sample, options).map_err(|error| match error {
         DemoError::Interrupted => Failure::new(ExitStatus::Interrupted, error.to_string()),
+        DemoError::Node(error) => Failure::of_node(&error),
         error => broken(&error),
     })?;
     if options.json {

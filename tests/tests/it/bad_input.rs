@@ -128,7 +128,7 @@ fn a_taken_port_and_an_open_address_are_refused() {
     let message = stderr(&refused);
     assert!(message.contains(&address) && message.contains("--listen"), "{message}");
     let refused = run(binary(), &["serve", "--data-dir", data_dir, "--listen", "0.0.0.0:0"]);
-    assert_eq!(refused.status.code(), Some(5));
+    assert_eq!(refused.status.code(), Some(2));
     assert!(stderr(&refused).contains("--insecure"), "{}", stderr(&refused));
 }
 

@@ -156,6 +156,26 @@ fn a_start_without_its_ports_leaves_no_directory() {
     assert_eq!(server.listening["shards"], 3);
 }
 
+/// They ended with 5, as damage does: scripts took a typing error for a broken store.
+#[test]
+fn what_no_node_can_run_with_is_wrong_usage() {
+    let dir = scratch();
+    let data = dir.path().join("data");
+    let serve = ["serve", "--data-dir", utf8(&data), "--listen", "127.0.0.1:0"];
+    for (option, value) in [("--cores", "0"), ("--shards", "0"), ("--shards", "4000000000")] {
+        let told = refused(&[&serve[..], &[option, value]].concat());
+        assert!(told.contains(option), "{told}");
+    }
+    refused(&[&serve[..], &["--cores", "1", "--core-ports", "1,2"]].concat());
+    refused(&["serve", "--data-dir", utf8(&data), "--listen", "0.0.0.0:0"]);
+    refused(&["demo", "--cores", "0"]);
+    for command in ["inspect", "dump", "verify"] {
+        let told = refused(&["wal", command, utf8(&data)]);
+        assert!(told.contains(utf8(&data)) && told.contains("name a data directory"), "{told}");
+    }
+    assert!(!data.exists());
+}
+
 /// `serve` opens the logs that the superblock counts; `verify` reported whatever else was called a log as missing or clean.
 #[test]
 fn only_the_stores_own_logs_are_looked_at() {
