@@ -275,13 +275,14 @@ async fn write_zeros(file: File, shape: &LogShape) -> io::Result<()> {
     file.sync_all().await
 }
 
-/// Makes a spare the segment `segment`: durable header, segment name, durable directory.
+/// Makes a spare the segment `segment`, which follows on `previous`: durable header, segment name, durable directory.
 pub(crate) async fn adopt_spare(
     shape: &LogShape,
     spare: &Path,
     segment: SegmentId,
+    previous: SegmentId,
 ) -> Result<Rc<SegmentFile>, WalError> {
-    match adopt(shape, spare, segment).await {
+    match adopt(shape, spare, segment, previous).await {
         Ok(file) => Ok(file),
         // A copy-on-write file system may want room even for these. The next try makes another file, under the same names.
         Err(error) => {
@@ -295,13 +296,19 @@ pub(crate) async fn adopt_spare(
     }
 }
 
-async fn adopt(shape: &LogShape, spare: &Path, segment: SegmentId) -> Result<Rc<SegmentFile>, WalError> {
+async fn adopt(
+    shape: &LogShape,
+    spare: &Path,
+    segment: SegmentId,
+    previous: SegmentId,
+) -> Result<Rc<SegmentFile>, WalError> {
     let header = SegmentHeader {
         segment,
         log_id: shape.log_id,
         log: shape.log,
         segment_bytes: shape.segment_bytes,
         created: WallClock::now(),
+        previous,
     };
     let failed = |operation, error: &io::Error| shortage(operation, spare, error);
     let (file, sync_each) = open_durable(spare, shape.direct).await.map_err(|error| failed("open", &error))?;
@@ -345,7 +352,7 @@ mod tests {
             let shape =
                 LogShape { dir: path, log_id, log: LogNumber(0), segment_bytes: 256 << 10, direct: Direct::Off };
             let spare = create_spare(&shape, segment).await.expect("made");
-            let file = adopt_spare(&shape, &spare, segment).await.expect("adopted");
+            let file = adopt_spare(&shape, &spare, segment, SegmentId(0)).await.expect("adopted");
             assert!(file.syncs_each());
             let writes = [1_u64, 2].map(|block| {
                 let file = Rc::clone(&file);

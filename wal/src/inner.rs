@@ -255,6 +255,12 @@ impl Inner {
     }
 
     /// LSN of the latest record, durable or not.
+    /// The segment that the next one to be prepared follows on.
+    pub fn newest_segment(&self) -> SegmentId {
+        let ready = self.ready.back().map(|file| file.segment);
+        ready.or_else(|| self.files.last_key_value().map(|(id, _)| *id)).unwrap_or_default()
+    }
+
     pub fn last_lsn(&self) -> Lsn {
         Lsn(self.batch.next_lsn().0 - 1)
     }

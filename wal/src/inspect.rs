@@ -392,6 +392,9 @@ fn missing_segments(files: &LogFiles, scanned: &Scanned) -> Vec<Finding> {
     if scan.oldest_segment.0 > 0 && !files.segments.contains_key(&scan.oldest_segment) {
         findings.push(finding(format!("{} is needed and not there", scan.oldest_segment)));
     }
+    if let Some(lost) = scanned.lost {
+        findings.push(finding(format!("{lost} is needed and not there")));
+    }
     for (group, first) in replay.state.gaps() {
         findings
             .push(finding(format!("{group} has live entries from index {first} on in a segment that is not there")));
@@ -433,6 +436,8 @@ struct Scanned {
     refusals: Vec<WalError>,
     /// Of any segment that has one.
     header: Option<SegmentHeader>,
+    /// A segment that the others follow on and that is not there.
+    lost: Option<SegmentId>,
 }
 
 /// Reads and scans file by file; `visit` sees each in memory.
@@ -445,7 +450,8 @@ async fn scan(files: &LogFiles, mut visit: impl FnMut(&ScannedFile<'_>, &[u8])) 
         (scan, replay) = scan_from(files, from, &listing, &mut |_, _| ()).await?;
     }
     let header = listing.segments.values().next().copied();
-    Ok(Scanned { scan, replay, from, refusals, header })
+    let lost = listing.lost_beginning(&scan);
+    Ok(Scanned { scan, replay, from, refusals, header, lost })
 }
 
 /// Checks the heads of all files as recovery does, but goes on after a refusal.

@@ -303,6 +303,14 @@ impl Listing {
         self.segments.insert(header.segment, header);
         Ok(())
     }
+
+    /// The segment that is lost of a log without a single good batch whose first segment follows on another. A segment is freed only
+    /// when a later one holds records that replace its own, so such a log has lost them all; one with records knows by them
+    /// what it lacks.
+    pub fn lost_beginning(&self, scan: &LogScan) -> Option<SegmentId> {
+        let first = self.segments.values().next()?;
+        (scan.good_lsn == Lsn(0) && first.previous > SegmentId(0)).then_some(first.previous)
+    }
 }
 
 /// Highest segment that the marks of a segment name as the oldest needed one.
@@ -338,7 +346,7 @@ async fn create(
     remove_all(&listing.unfinished).await?;
     let first = SegmentId(listing.highest.0 + 1);
     let spare = create_spare(&shape, first).await?;
-    let file = adopt_spare(&shape, &spare, first).await?;
+    let file = adopt_spare(&shape, &spare, first, SegmentId(0)).await?;
     if let Some(parent) = shape.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         sync_dir(parent).await?;
     }
@@ -416,6 +424,9 @@ fn judge(shape: &LogShape, listing: &Listing, scan: &LogScan, replay: &Replay) -
     let missing = |segment| Err(WalError::MissingSegment { dir: shape.dir.clone(), segment });
     if scan.oldest_segment.0 > 0 && !listing.segments.contains_key(&scan.oldest_segment) {
         return missing(scan.oldest_segment);
+    }
+    if let Some(segment) = listing.lost_beginning(scan) {
+        return missing(segment);
     }
     if scan.verdict() == Verdict::Corrupt {
         let damage = Box::new(scan.corruption());

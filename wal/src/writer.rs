@@ -248,7 +248,7 @@ impl Shared {
     /// Renames freed segments, then prepares one segment if one is wanted. True when it did.
     async fn prepare_one(&self) -> Result<bool, WalError> {
         self.collect_freed().await?;
-        let (shape, id, spare) = {
+        let (shape, id, previous, spare) = {
             let mut inner = self.inner.borrow_mut();
             let current_lacks_file = !inner.current_has_file();
             if inner.ready.len() >= inner.options.segments_prewritten && !current_lacks_file {
@@ -258,14 +258,14 @@ impl Shared {
             let unread =
                 inner.spares.iter().position(|spare| spare.was.as_ref().is_none_or(|was| Rc::strong_count(was) == 1));
             let spare = unread.map(|at| inner.spares.remove(at).path);
-            (inner.shape.clone(), inner.next_segment, spare)
+            (inner.shape.clone(), inner.next_segment, inner.newest_segment(), spare)
         };
         let recycled = spare.is_some();
         let spare = match spare {
             Some(path) => path,
             None => create_spare(&shape, id).await?,
         };
-        let file = adopt_spare(&shape, &spare, id).await?;
+        let file = adopt_spare(&shape, &spare, id, previous).await?;
         let mut inner = self.inner.borrow_mut();
         inner.unprepared = None;
         inner.next_segment.0 += 1;

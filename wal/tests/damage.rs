@@ -462,6 +462,25 @@ fn a_missing_segment_is_noticed_wherever_it_was() {
     });
 }
 
+/// With its only used segment gone, a log that had the next one prepared passed for a new and empty log.
+#[test]
+fn a_log_of_which_only_a_prepared_segment_is_left_is_refused() {
+    let dir = Dir::disk();
+    run(async {
+        let wal = open(&dir).await;
+        wal.durable(append(&wal, G, 1, 1..=5)).await.expect("durable");
+        while wal.stats().segments_ready == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        wal.close().await.expect("closed");
+    });
+    let used = dir.log().join("wal-000000000001.seg");
+    std::fs::remove_file(&used).expect("removed");
+    let error = run(open_path(&dir.log(), WalOptions::small())).err().expect("refused");
+    assert!(matches!(error, WalError::MissingSegment { segment, .. } if segment == SegmentId(1)), "{error}");
+    assert_eq!((by_verify(&dir.log()), by_inspect(&dir.log())), (Judgement::Refused, Judgement::Refused));
+}
+
 /// A batch written to the place of another (same segment, or the same offset of another one) does not pass for it.
 #[test]
 fn a_misdirected_batch_is_noticed() {

@@ -260,11 +260,15 @@ fn a_log_that_lacks_file_handles_waits_for_them(io: IoChoice) {
             let next = run_on(io, async {
                 let wal = ready_log(&dir, 2).await;
                 let limit = HandleLimit::new();
-                let mut next = 1;
+                let (mut next, mut last) = (1, Lsn(0));
                 let error = loop {
                     match try_append(&wal, G, 1, 1, next..=next + 99) {
-                        Ok(lsn) => wal.durable(lsn).await.expect("what is accepted is written"),
+                        Ok(lsn) => last = lsn,
                         Err(error) => break error,
+                    }
+                    // What was accepted while the file was still being made waits for it.
+                    if let Ok(written) = timeout(Duration::from_secs(1), wal.durable(last)).await {
+                        written.expect("what is accepted is written");
                     }
                     next += 100;
                     assert!(next < 100_000, "the limit stopped nothing");
@@ -284,6 +288,7 @@ fn a_log_that_lacks_file_handles_waits_for_them(io: IoChoice) {
                 .await
                 .expect("the log resumes by itself");
                 assert!(!wal.stats().unprepared);
+                wal.durable(last).await.expect("what is accepted is written");
                 append(&wal, G, 1, next..=next + 999);
                 wal.close().await.expect("closed");
                 next + 1000

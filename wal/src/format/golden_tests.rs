@@ -116,6 +116,7 @@ fn all() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         log: LogNumber(3),
         segment_bytes: 64 << 20,
         created: WallClock(1_700_000_000_000_000_000),
+        previous: SegmentId(6),
     };
     let vote = Vote { term: 7, node: 2, incarnation: 5, committed: true };
     vec![

@@ -42,6 +42,9 @@ pub struct SegmentHeader {
     pub segment_bytes: u64,
     /// When the file got this id. For people only.
     pub created: WallClock,
+    /// The segment that it follows on, 0 in the log's first. So a log of which only prepared segments are left knows that it has
+    /// lost the others.
+    pub previous: SegmentId,
 }
 
 /// Why a block is no segment header.
@@ -79,6 +82,7 @@ impl SegmentHeader {
     /// The block.
     pub fn encode(&self) -> [u8; BLOCK_BYTES] {
         assert!(self.segment.0 > 0, "segment ids start at 1");
+        assert!(self.previous < self.segment, "segment ids rise");
         assert!((SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes));
         let mut out = [0; BLOCK_BYTES];
         put(&mut out, 0, &MAGIC.to_le_bytes());
@@ -91,6 +95,7 @@ impl SegmentHeader {
         put(&mut out, 48, &self.segment_bytes.to_le_bytes());
         put(&mut out, 56, &self.created.0.to_le_bytes());
         put(&mut out, 64, LABEL);
+        put(&mut out, 96, &self.previous.0.to_le_bytes());
         let crc = Self::crc(&out);
         put(&mut out, 8, &crc.to_le_bytes());
         out
@@ -140,11 +145,15 @@ impl SegmentHeader {
         if !sane || !segment_bytes.is_multiple_of(BLOCK_BYTES as u64) {
             return Err(SegmentHeaderFault::Field("segment size"));
         }
-        if block[42..48].iter().chain(&block[96..]).any(|&byte| byte != 0) {
+        if block[42..48].iter().chain(&block[104..]).any(|&byte| byte != 0) {
             return Err(SegmentHeaderFault::Field("reserved"));
         }
         if segment.0 == 0 {
             return Err(SegmentHeaderFault::Field("segment id"));
+        }
+        let previous = SegmentId(u64_at(block, 96));
+        if previous >= segment {
+            return Err(SegmentHeaderFault::Field("previous segment"));
         }
         Ok(SegmentHeader {
             segment,
@@ -152,6 +161,7 @@ impl SegmentHeader {
             log: LogNumber(u16_at(block, 40)),
             segment_bytes,
             created: WallClock(u64_at(block, 56)),
+            previous,
         })
     }
 
@@ -180,6 +190,7 @@ mod tests {
             log: LogNumber(2),
             segment_bytes: 64 << 20,
             created: WallClock(1_700_000_000_000_000_000),
+            previous: SegmentId(2),
         }
     }
 
