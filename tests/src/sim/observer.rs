@@ -5,6 +5,7 @@ use super::checkers::amnesia::Amnesia;
 use super::checkers::logs::{Logs, ShardLog};
 use super::checkers::one_leader::OneLeader;
 use super::checkers::state_equality::StateEquality;
+use super::checkers::unflushed;
 use super::checkers::votes::Votes;
 use super::cluster::Cluster;
 use super::offline::read_logs;
@@ -35,6 +36,8 @@ pub struct Observer {
     states: StateEquality,
     logs: Logs,
     last: BTreeMap<(u16, ShardId), Last>,
+    /// Looks at replicas that stood for election.
+    candidates: u64,
     /// Nodes whose disks broke their word.
     damaged: BTreeSet<u16>,
     /// Replicas that forgot what they had promised because their disk did.
@@ -61,6 +64,11 @@ impl Observer {
     /// Logs judged.
     pub fn logs_judged(&self) -> u64 {
         self.logs.judged()
+    }
+
+    /// Looks at replicas that stood for election with a durable vote.
+    pub fn candidates(&self) -> u64 {
+        self.candidates
     }
 
     /// Terms that had a leader.
@@ -108,6 +116,10 @@ impl Observer {
             now.vote = Some(vote);
             let shown = self.votes.shows(node, shard, vote);
             self.excuse(node, shown)?;
+        }
+        if replica.role == Role::Candidate && replica.vote.is_some_and(|vote| vote.term == replica.term) {
+            self.candidates += 1;
+            unflushed::stands(node, shard, replica.last_log, replica.durable.map(|durable| durable.index))?;
         }
         if replica.role == Role::Leader && now.leads != Some(replica.term) {
             now.leads = Some(replica.term);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`one_leader`] | at most one replica leads a term |
 //! | [`votes`] | what a replica promised never goes back, across restarts too |
+//! | [`unflushed`] | a candidate's log is durable before it asks for votes |
 //! | [`amnesia`] | what a replica's log made durable is there after a restart |
 //! | [`logs`] | log matching, leader completeness, fencing: from the logs on the disks |
 //! | [`state_equality`] | equal applied index, equal state root |
@@ -21,6 +22,7 @@ pub mod linearizable;
 pub mod logs;
 pub mod one_leader;
 pub mod state_equality;
+pub mod unflushed;
 pub mod votes;
 
 /// A promise that was broken.
