@@ -1,6 +1,6 @@
 //! How a core comes up and goes down. See the module head of [`super`] for the order.
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, ClusterConfig};
 use super::core::{Core, start_loops};
 use super::hosted::CoreView;
 use super::observe::tell_progress;
@@ -246,6 +246,7 @@ impl Boot {
             shards: self.config.shards,
             shards_default: u32::from(self.cores),
             logs: self.cores.min(LOGS_MAX),
+            member: self.config.cluster.as_ref().map(ClusterConfig::member),
         };
         let directory = DataDir::open(&self.config.data_dir, options, &self.config.wal).await;
         let directory = directory.map_err(|error| match error {

@@ -8,6 +8,7 @@
 //! Nothing authenticates a node yet: like the rest of the protocol this is for networks that are trusted.
 
 use crate::raft::{ClusterId, GroupPeers, LinkOptions, PeerBook, PeerLinks, RaftSettings, ReplicaId};
+use crate::shard::superblock::Member;
 use gristmill_rpc::error::{ErrorCode, Rejection};
 use gristmill_rpc::peer::{ArchivedPeerHello, ArchivedReplica, PeerHelloReply, Replica};
 use gristmill_rpc::validate::ReplicaRef;
@@ -46,7 +47,18 @@ impl ClusterConfig {
         if self.peers.contains_key(&self.replica.node) {
             return Err(format!("node {} is this node; list the others only", self.replica.node));
         }
+        if self.found && self.replica.incarnation > 1 {
+            return Err(
+                "a node that lost its data waits to be added; only one in its first incarnation founds".to_owned()
+            );
+        }
         Ok(())
+    }
+
+    /// Whose data directory it is.
+    pub(super) fn member(&self) -> Member {
+        let ReplicaId { node, incarnation } = self.replica;
+        Member { cluster: self.cluster.0, node, incarnation }
     }
 }
 
@@ -200,5 +212,10 @@ mod tests {
         };
         assert_eq!(config(1, &[2, 3]), Ok(()));
         assert!(config(0, &[2]).is_err() && config(1, &[1]).is_err() && config(1, &[0]).is_err());
+        for (incarnation, found, right) in [(1, true, true), (2, false, true), (2, true, false)] {
+            let replica = ReplicaId { node: 1, incarnation };
+            let config = ClusterConfig { found, ..ClusterConfig::new(ClusterId([7; 16]), replica, BTreeMap::new()) };
+            assert_eq!(config.check().is_ok(), right, "incarnation {incarnation}, founds {found}");
+        }
     }
 }

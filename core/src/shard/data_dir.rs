@@ -11,7 +11,7 @@
 //! else, or has lost its superblock, and nothing is written. With a superblock every log is there: one that is missing or
 //! empty has lost what was acknowledged, and is never made anew.
 
-use super::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_FILE, Superblock, SuperblockError};
+use super::superblock::{Member, SUPERBLOCK_BYTES, SUPERBLOCK_FILE, Superblock, SuperblockError};
 use gristmill_rpc::limits::RING_VNODES_DEFAULT;
 use gristmill_shardexec::fs::{self, File, OpenOptions};
 use gristmill_shardexec::random::fill_random;
@@ -45,6 +45,8 @@ pub struct DataDirOptions {
     pub shards_default: u32,
     /// Logs of a new directory; never more than shards.
     pub logs: u16,
+    /// Who opens it: what a new directory is bound to, and an existing one must be. `None`: a node that runs alone.
+    pub member: Option<Member>,
 }
 
 /// Why a data directory cannot be used.
@@ -130,6 +132,25 @@ pub enum DataDirError {
         /// Shards that were asked for.
         asked: u32,
     },
+    /// It holds the votes and entries of other replicas.
+    #[error(
+        "data directory {path} was created for {}, and this is {}; start the node as what it was, or give another \
+         --data-dir (nothing was changed)",
+        name(found.as_ref()),
+        name(asked.as_ref())
+    )]
+    Member {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: Option<Member>,
+        /// Who asks.
+        asked: Option<Member>,
+    },
+}
+
+fn name(member: Option<&Member>) -> String {
+    member.map_or_else(|| "a node that runs alone".to_owned(), Member::to_string)
 }
 
 /// What to do about an error of the system, where that is known.
@@ -166,6 +187,7 @@ impl DataDir {
         let superblock = match read_superblock(path).await? {
             Some(superblock) => {
                 let superblock = check_shards(path, superblock, options.shards)?;
+                check_member(path, &superblock, options.member)?;
                 match missing_logs(path, &superblock).await?.into_iter().next() {
                     Some(path) => return Err(DataDirError::LogMissing { path }),
                     None => superblock,
@@ -260,6 +282,11 @@ fn check_shards(path: &Path, superblock: Superblock, asked: Option<u32>) -> Resu
     }
 }
 
+fn check_member(path: &Path, superblock: &Superblock, asked: Option<Member>) -> Result<(), DataDirError> {
+    let found = superblock.member;
+    if found == asked { Ok(()) } else { Err(DataDirError::Member { path: path.to_path_buf(), found, asked }) }
+}
+
 /// Creates a directory and those above it that are missing; their names are durable then.
 async fn create_dirs(path: &Path) -> io::Result<()> {
     let mut missing = Vec::new();
@@ -314,8 +341,14 @@ async fn create(path: &Path, options: DataDirOptions, wal: &WalOptions) -> Resul
     let logs = options.logs.min(u16::try_from(shards).unwrap_or(u16::MAX));
     let mut store = [0; 16];
     fill_random(&mut store);
-    let superblock =
-        Superblock { store, shards, logs, ring_vnodes: RING_VNODES_DEFAULT, created_ns: WallClock::now().0 };
+    let superblock = Superblock {
+        store,
+        shards,
+        logs,
+        ring_vnodes: RING_VNODES_DEFAULT,
+        created_ns: WallClock::now().0,
+        member: options.member,
+    };
     let bytes = superblock.encode();
     assert_eq!(Superblock::decode(&bytes), Ok(superblock), "what is created can be opened");
     for log in (0..logs).map(LogNumber) {
@@ -334,11 +367,40 @@ async fn create(path: &Path, options: DataDirOptions, wal: &WalOptions) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gristmill_shardexec::{Executor, ExecutorConfig, IoChoice};
 
     #[test]
     fn the_parent_of_a_relative_name_is_where_we_are() {
         for (path, parent) in [("data", "."), ("./data", "."), ("a/data", "a"), ("/data", "/")] {
             assert_eq!(parent_of(Path::new(path)), Path::new(parent), "{path}");
         }
+    }
+
+    /// A node that came up under another name over its old logs could vote twice in a term, or forget a promise.
+    #[test]
+    fn a_directory_belongs_to_one_life_of_one_node() {
+        let place = tempfile::tempdir().expect("a directory");
+        let member = |cluster, node, incarnation| Some(Member { cluster: [cluster; 16], node, incarnation });
+        let config = ExecutorConfig { io: IoChoice::Posix, ..ExecutorConfig::default() };
+        Executor::start(config).expect("an executor").block_on(async {
+            for (name, owner, others) in [
+                ("member", member(7, 2, 1), [None, member(7, 2, 2), member(7, 3, 1), member(8, 2, 1)]),
+                ("alone", None, [member(7, 2, 1); 4]),
+            ] {
+                let path = place.path().join(name);
+                let open = async |member| {
+                    let options = DataDirOptions { shards: None, shards_default: 1, logs: 1, member };
+                    DataDir::open(&path, options, &WalOptions::small()).await.map(|opened| opened.superblock().member)
+                };
+                assert_eq!(open(owner).await.expect("it is new"), owner);
+                for other in others {
+                    let refused = open(other).await.expect_err("it is another's");
+                    assert!(
+                        matches!(refused, DataDirError::Member { found, asked, .. } if (found, asked) == (owner, other))
+                    );
+                }
+                assert_eq!(open(owner).await.expect("it is its own"), owner);
+            }
+        });
     }
 }

@@ -2,11 +2,18 @@
 //!
 //! ```text
 //!  0 magic "GRISTMIL"   8 revision u32   12 shards u32   16 logs u16   18 zero u16   20 ring vnodes u32
-//! 24 store id 16 bytes  40 created, ns since 1970 u64    48 zero …    508 CRC-32 of bytes 0..508
+//! 24 store id 16 bytes  40 created, ns since 1970 u64    48 cluster id 16 bytes
+//! 64 node u64           72 incarnation u64               80 zero …    508 CRC-32 of bytes 0..508
+//! ```
+//!
+//! ```text
+//! A node that runs alone has zeros from 48 to 80.
 //! ```
 //!
 //! Little-endian, one block of [`SUPERBLOCK_BYTES`] in the file `superblock`. Written once, to a temporary file that is
 //! synced and renamed, so a crash leaves either none or a whole one.
+
+use std::fmt;
 
 /// Bytes of a superblock.
 pub const SUPERBLOCK_BYTES: usize = 512;
@@ -34,6 +41,26 @@ pub struct Superblock {
     pub ring_vnodes: u32,
     /// When it was created, in nanoseconds since the Unix epoch.
     pub created_ns: u64,
+    /// Which replicas its logs are of; `None` where the node runs alone.
+    pub member: Option<Member>,
+}
+
+/// One life of one node of one cluster: whose votes and entries the logs hold. Under another name they would count twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Identity of the cluster.
+    pub cluster: [u8; 16],
+    /// The node; from 1.
+    pub node: u64,
+    /// Which life of it; from 1.
+    pub incarnation: u64,
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {} (incarnation {}) of cluster ", self.node, self.incarnation)?;
+        self.cluster.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 /// Why bytes are not a superblock that this build can use.
@@ -84,6 +111,11 @@ impl Superblock {
         out[20..24].copy_from_slice(&self.ring_vnodes.to_le_bytes());
         out[24..40].copy_from_slice(&self.store);
         out[40..48].copy_from_slice(&self.created_ns.to_le_bytes());
+        if let Some(member) = &self.member {
+            out[48..64].copy_from_slice(&member.cluster);
+            out[64..72].copy_from_slice(&member.node.to_le_bytes());
+            out[72..80].copy_from_slice(&member.incarnation.to_le_bytes());
+        }
         let crc = crc32fast::hash(&out[..CRC_AT]);
         out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         out
@@ -108,7 +140,12 @@ impl Superblock {
             shards: u32_at(bytes, 12),
             logs: u16::from_le_bytes([bytes[16], bytes[17]]),
             ring_vnodes: u32_at(bytes, 20),
-            created_ns: u64::from(u32_at(bytes, 40)) | u64::from(u32_at(bytes, 44)) << 32,
+            created_ns: u64_at(bytes, 40),
+            member: bytes[48..80].iter().any(|byte| *byte != 0).then(|| Member {
+                cluster: std::array::from_fn(|at| bytes[48 + at]),
+                node: u64_at(bytes, 64),
+                incarnation: u64_at(bytes, 72),
+            }),
         };
         superblock.check()
     }
@@ -125,12 +162,24 @@ impl Superblock {
         if self.ring_vnodes == 0 || self.ring_vnodes > gristmill_rpc::limits::RING_VNODES_MAX {
             return impossible("number of virtual nodes", u64::from(self.ring_vnodes));
         }
+        if let Some(member) = self.member {
+            if member.node == 0 {
+                return impossible("node id", 0);
+            }
+            if member.incarnation == 0 {
+                return impossible("incarnation", 0);
+            }
+        }
         Ok(self)
     }
 }
 
 fn u32_at(bytes: &[u8; SUPERBLOCK_BYTES], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8; SUPERBLOCK_BYTES], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]
@@ -144,7 +193,12 @@ mod tests {
             logs: 2,
             ring_vnodes: 150,
             created_ns: 0x1122_3344_5566_7788,
+            member: None,
         }
+    }
+
+    fn of_a_cluster() -> Superblock {
+        Superblock { member: Some(Member { cluster: *b"a cluster's name", node: 3, incarnation: 2 }), ..example() }
     }
 
     #[test]
@@ -158,6 +212,9 @@ mod tests {
         expected[508..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(bytes.as_slice(), expected);
         assert_eq!(Superblock::decode(&bytes), Ok(example()));
+        let bytes = of_a_cluster().encode();
+        assert_eq!(&bytes[48..80], b"a cluster's name\x03\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0");
+        assert_eq!(Superblock::decode(&bytes), Ok(of_a_cluster()));
     }
 
     #[test]
@@ -177,6 +234,8 @@ mod tests {
             Superblock { logs: 0, ..example() },
             Superblock { logs: 5, ..example() },
             Superblock { ring_vnodes: 0, ..example() },
+            Superblock { member: Some(Member { cluster: [1; 16], node: 0, incarnation: 1 }), ..example() },
+            Superblock { member: Some(Member { cluster: [1; 16], node: 1, incarnation: 0 }), ..example() },
             Superblock { shards: SHARDS_MAX + 1, ..example() },
         ] {
             assert!(matches!(Superblock::decode(&broken.encode()), Err(SuperblockError::Field { .. })), "{broken:?}");
