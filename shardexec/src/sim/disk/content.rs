@@ -364,6 +364,11 @@ impl Content {
         written.chain(self.lengths.first().map(|&(seq, _)| seq)).min()
     }
 
+    /// Writes that are not durable, in no order; one that spans pages more than once.
+    pub fn unsynced(&self) -> impl Iterator<Item = u64> {
+        self.dirty.values().flat_map(|dirty| dirty.versions.iter().map(|version| version.seq))
+    }
+
     /// Reads of the page around `offset` fail until it is written again.
     pub fn spoil(&mut self, offset: u64) {
         self.bad.insert(offset / PAGE as u64);

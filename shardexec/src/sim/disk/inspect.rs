@@ -1,5 +1,6 @@
 //! A disk as tests see it: looking, and damaging what is durable.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -71,6 +72,22 @@ impl Disk {
     /// Whether a loss of power right now could cost data that was written.
     pub fn has_unsynced(&self) -> bool {
         self.oldest_unsynced().is_some()
+    }
+
+    /// How many writes a loss of power right now could cost, as far as they are told apart.
+    pub fn unsynced_writes(&self) -> usize {
+        let mut writes = BTreeSet::new();
+        for inode in self.inodes.values() {
+            if let Node::File(content) = &inode.node {
+                writes.extend(content.unsynced());
+            }
+        }
+        writes.len()
+    }
+
+    /// Whether a loss of power right now could cost names that were made, changed or removed.
+    pub fn has_unsynced_names(&self) -> bool {
+        !self.journal.is_empty()
     }
 
     /// An image of what a loss of power would leave right now, under this seed: for trying many of them. No file of it is open.

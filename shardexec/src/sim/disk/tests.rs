@@ -144,9 +144,10 @@ fn what_was_synced_stays_and_what_was_not_is_lost_under_some_seeds() {
     let lost = seeds(|seed| {
         let mut bench = bench(seed).with(FaultKind::LostUnsyncedWrite, ALWAYS);
         let file = durable_file(&mut bench, 1, 8192);
-        assert!(!bench.disk.has_unsynced());
+        assert!(!bench.disk.has_unsynced() && !bench.disk.has_unsynced_names());
         bench.write(file, 4096, &[2; 4096]).unwrap();
         assert!(bench.disk.has_unsynced());
+        assert_eq!((bench.disk.unsynced_writes(), bench.disk.has_unsynced_names()), (1, false));
         assert_eq!(bench.read(file, 4096, 4096).unwrap(), [2; 4096], "reads see it at once");
         bench.crash();
         let found = bench.disk.read("/f").unwrap();
@@ -420,6 +421,7 @@ fn names_are_lost_without_a_sync_of_their_directory_and_kept_with_it() {
             if synced {
                 bench.sync_dir("/d").unwrap();
             }
+            assert_eq!(bench.disk.has_unsynced_names(), !synced);
             bench.crash();
             assert!(bench.disk.exists("/d"));
             let found = ["/d/f", "/d/g"].map(|path| bench.disk.exists(path));
