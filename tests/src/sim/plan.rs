@@ -7,7 +7,7 @@
 //! | who | what may strike |
 //! |---|---|
 //! | every node | honest disks that lose what was not synced, disk errors, the network, crashes, pauses, clocks |
-//! | a minority (of one node: that one), in one seed of four | disks that lie or rot, once all nodes vote and the workload has begun |
+//! | a minority (of one node: that one), in one seed of three | disks that lie or rot, once all nodes vote and the workload has begun |
 //! | at least one node | a crash soon after a step that the seed picks, when its disk has something to lose |
 
 use gristmill_shardexec::sim::{ClockConfig, DiskConfig, FaultKind, FaultPlan, Journal, Rng};
@@ -19,6 +19,28 @@ pub const DAMAGE: [FaultKind; 5] =
 
 /// Sizes of clusters where none is asked for, by seed.
 pub const MIXED_NODES: [u16; 3] = [3, 5, 7];
+
+/// What a crash waits for, so that it costs something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Prey {
+    /// Data that no sync has made durable.
+    Data,
+    /// Several such writes, of which a disk may keep the later and lose the earlier.
+    Writes,
+    /// Names that no sync has made durable.
+    Names,
+}
+
+/// A crash that a setup wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Strike {
+    /// The step at the earliest.
+    pub at: u64,
+    /// Of which node.
+    pub node: u16,
+    /// The machine loses power, when this is to be lost; `None`: the process is killed.
+    pub power: Option<Prey>,
+}
 
 /// A run's setup.
 #[derive(Clone, Debug)]
@@ -49,8 +71,8 @@ pub struct Setup {
     pub damaged: Vec<u16>,
     /// The plan of those.
     pub damage: FaultPlan,
-    /// Crashes: at which step at the earliest, which node, with its machine or without.
-    pub strikes: Vec<(u64, u16, bool)>,
+    /// Crashes, by step.
+    pub strikes: Vec<Strike>,
     /// Each node's disk.
     pub disks: Vec<DiskConfig>,
     /// How far clocks are off.
@@ -66,12 +88,12 @@ const CHOICES: [Choice; 23] = {
     [
         (F::LostUnsyncedWrite, 80, 200_000, 1_000_000),
         (F::TornWrite, 80, 400_000, 1_000_000),
-        (F::ReorderedWrite, 60, 200_000, 800_000),
+        (F::ReorderedWrite, 80, 400_000, 1_000_000),
         (F::LostDirOp, 80, 200_000, 1_000_000),
         (F::ReadError, 20, 2_000, 100_000),
-        (F::WriteError, 20, 100, 5_000),
+        (F::WriteError, 30, 200, 10_000),
         (F::SyncError, 25, 500, 20_000),
-        (F::ShortWrite, 20, 100, 5_000),
+        (F::ShortWrite, 30, 200, 10_000),
         (F::ShortRead, 40, 500, 50_000),
         (F::DiskFull, 20, 200, 20_000),
         (F::DiskStall, 40, 100, 5_000),
@@ -94,11 +116,11 @@ const CHOICES: [Choice; 23] = {
 const DAMAGES: [Choice; 5] = {
     use FaultKind as F;
     [
-        (F::MisdirectedWrite, 45, 200, 10_000),
-        (F::LostWrite, 45, 200, 10_000),
-        (F::LyingSync, 45, 5_000, 100_000),
+        (F::MisdirectedWrite, 55, 1_000, 50_000),
+        (F::LostWrite, 55, 500, 20_000),
+        (F::LyingSync, 55, 10_000, 200_000),
         (F::StaleRead, 50, 20_000, 400_000),
-        (F::BitFlip, 60, 200, 20_000),
+        (F::BitFlip, 60, 500, 40_000),
     ]
 };
 
@@ -116,6 +138,24 @@ fn draw(rng: &mut Rng, mut plan: FaultPlan, choices: &[Choice]) -> FaultPlan {
     plan
 }
 
+/// Crashes by step, and one while a node creates its store: that is when there are most names to lose.
+fn strikes(rng: &mut Rng, nodes: u16, steps: u64) -> Vec<Strike> {
+    let mut strikes = Vec::new();
+    for _ in 0..=rng.below(4) {
+        let at = rng.within(steps / 10..=steps * 9 / 10);
+        let node = rng.below(u64::from(nodes)) as u16;
+        let power = [None, Some(Prey::Data), Some(Prey::Writes)][rng.index(3)];
+        strikes.push(Strike { at, node, power });
+    }
+    if rng.coin() {
+        let at = rng.within(50..=2500.min(steps / 2));
+        let node = rng.below(u64::from(nodes)) as u16;
+        let power = Some(if rng.below(3) == 0 { Prey::Data } else { Prey::Names });
+        strikes.push(Strike { at, node, power });
+    }
+    strikes
+}
+
 impl Setup {
     /// What `seed` decides, for runs of `steps` steps in the safety phase. `nodes` of `None`: by seed, of [`MIXED_NODES`].
     pub fn draw(seed: u64, nodes: Option<u16>, steps: u64) -> Setup {
@@ -129,29 +169,23 @@ impl Setup {
         let outage = Duration::from_millis(100 << rng.below(6));
         let base = FaultPlan::none().nodes_down_max(nodes_down_max as usize).outage_max(outage);
         let faults = draw(rng, base, &CHOICES);
-        let is_damaged = rng.below(4) == 0;
+        let is_damaged = rng.below(3) == 0;
         let count = 1 + rng.below(minority);
         let mut order: Vec<u16> = (0..nodes).collect();
         rng.shuffle(&mut order);
         order.truncate(count as usize);
         let damage = draw(rng, faults.clone(), &DAMAGES);
-        let strikes = (0..=rng.below(3))
-            .map(|_| (rng.within(steps / 10..=steps * 9 / 10), rng.below(u64::from(nodes)) as u16, rng.coin()));
-        let mut strikes: Vec<_> = strikes.collect();
-        // While a node creates its store there are names to lose.
-        let early = rng.within(50..=2500.min(steps / 2));
-        strikes.extend(rng.coin().then(|| (early, rng.below(u64::from(nodes)) as u16, true)));
+        let mut strikes = strikes(rng, nodes, steps);
         // A disk that rots shows it when it is read again.
-        strikes.extend(
-            order
-                .first()
-                .filter(|_| is_damaged)
-                .map(|&node| (rng.within(steps / 2..=steps * 19 / 20), node, rng.coin())),
-        );
+        strikes.extend(order.first().filter(|_| is_damaged).map(|&node| Strike {
+            at: rng.within(steps / 2..=steps * 19 / 20),
+            node,
+            power: rng.coin().then_some(Prey::Data),
+        }));
         strikes.sort_unstable();
         let disk = |rng: &mut Rng| DiskConfig {
             sector: if rng.coin() { 4096 } else { 512 },
-            direct: rng.below(5) > 1,
+            direct: rng.below(5) > 2,
             journal: if rng.coin() { Journal::Ordered } else { Journal::AnythingGoes },
             ..DiskConfig::default()
         };

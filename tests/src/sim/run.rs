@@ -19,7 +19,7 @@ use super::checkers::{Broken, grains};
 use super::cluster::Cluster;
 use super::history::{History, Record, WriteEnd};
 use super::observer::Observer;
-use super::plan::{DAMAGE, Setup};
+use super::plan::{DAMAGE, Prey, Setup, Strike};
 use super::workload::{Client, Shared};
 use gristmill::raft::Role;
 use gristmill_rpc::ids::ShardId;
@@ -49,7 +49,7 @@ const STARTS_IN_VAIN_MAX: u32 = 4;
 /// Acknowledged writes before disks begin to lie or rot.
 const SOUND_WRITES: u64 = 20;
 /// Steps that a loss of power waits for something to lose.
-const STRIKE_WAITS_MAX: u64 = 1_000;
+const STRIKE_WAITS_MAX: u64 = 2_000;
 /// Answers that each client must get in the liveness phase.
 const ANSWERS_MIN: u64 = 3;
 
@@ -126,7 +126,7 @@ struct Run {
     rng: Rng,
     due: BTreeSet<(Duration, u64, Due)>,
     due_count: u64,
-    strikes: Vec<(u64, u16, bool)>,
+    strikes: Vec<Strike>,
     has_damage: bool,
     healed: bool,
     restarts: u32,
@@ -255,18 +255,32 @@ impl Run {
     /// Brings down what the setup wants to be down by now. A machine loses power while its disk has something to lose, if that
     /// comes about in time.
     fn strike(&mut self) {
-        while let Some(&(at, node, machine)) = self.strikes.first().filter(|strike| strike.0 <= self.world.steps()) {
-            let id = self.cluster.id(node);
-            let pays = !machine || self.world.disk(id, |disk| disk.has_unsynced());
-            if !pays && self.world.steps() < at + STRIKE_WAITS_MAX {
-                return;
+        let steps = self.world.steps();
+        let mut next = 0;
+        while let Some(&strike) = self.strikes.get(next).filter(|strike| strike.at <= steps) {
+            if !self.pays(strike) && steps < strike.at + STRIKE_WAITS_MAX {
+                next += 1;
+                continue;
             }
-            self.strikes.remove(0);
+            self.strikes.remove(next);
+            let id = self.cluster.id(strike.node);
             if self.world.is_running(id) {
-                self.world.take_down(id, if machine { Down::PowerLoss } else { Down::Kill });
-                self.went_down(node);
+                self.world.take_down(id, if strike.power.is_some() { Down::PowerLoss } else { Down::Kill });
+                self.went_down(strike.node);
             }
         }
+    }
+
+    /// There is something to lose right now.
+    fn pays(&self, strike: Strike) -> bool {
+        let id = self.cluster.id(strike.node);
+        let Some(prey) = strike.power else { return true };
+        self.world.is_running(id)
+            && self.world.disk(id, |disk| match prey {
+                Prey::Data => disk.has_unsynced(),
+                Prey::Writes => disk.unsynced_writes() > 1,
+                Prey::Names => disk.has_unsynced_names(),
+            })
     }
 
     /// Once there is something to lose, the disks of some begin to lie. Not before all nodes vote: a minority of the nodes could be
