@@ -108,7 +108,9 @@ impl Group {
         let Some(have) = self.vote else { return Ok(()) };
         let same_candidate = (have.node, have.incarnation) == (vote.node, vote.incarnation);
         let rises = (vote.term, vote.committed) >= (have.term, have.committed);
-        if rises && (vote.term > have.term || same_candidate) {
+        // Whoever voted for the loser of an election follows its winner: a quorum has decided, so this grants nothing twice.
+        let is_decided = vote.committed && !have.committed;
+        if rises && (vote.term > have.term || same_candidate || is_decided) {
             Ok(())
         } else {
             Err(Rejected::VoteFell { have, got: *vote })

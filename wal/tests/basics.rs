@@ -174,6 +174,17 @@ fn what_does_not_fit_is_refused_and_changes_nothing(io: IoChoice) {
             let outcome = wal.save_vote(G, vote).await;
             assert!(matches!(outcome, Err(WalError::VoteRegressed { .. })), "{outcome:?}");
         }
+        // The simulator, plan vote_granted_to_all, seed 4 without the bug: two nodes stood in one term, and the loser's log took the winner's first
+        // append, which says who leads, for a second vote. Its replica stopped for good.
+        let (winner, other) = (
+            Vote { term: 6, node: 2, committed: true, ..Vote::default() },
+            Vote { term: 6, node: 3, committed: true, ..Vote::default() },
+        );
+        wal.save_vote(G, winner).await.expect("the loser of an election follows its winner");
+        for vote in [other, Vote { committed: false, ..winner }] {
+            let outcome = wal.save_vote(G, vote).await;
+            assert!(matches!(outcome, Err(WalError::VoteRegressed { .. })), "{outcome:?}");
+        }
         wal.purge(G, position(3, 2)).await.expect("purged");
         assert!(wal.truncate_after(G, Some(position(3, 1))).await.is_err());
         assert!(wal.truncate_after(G, None).await.is_err());

@@ -1,4 +1,5 @@
-//! Votes are monotonic: a replica's term never falls, in one term it votes for one candidate only, and no restart undoes either.
+//! Votes are monotonic: a replica's term never falls, in one term it votes for one candidate only, and no restart undoes either. Whom others
+//! have elected it follows in that term, whoever it voted for.
 
 use super::Broken;
 use gristmill_rpc::ids::ShardId;
@@ -16,7 +17,10 @@ impl Votes {
         let same_term = before.term == vote.term;
         let wrong = if vote.term < before.term {
             "a term that is over"
-        } else if same_term && (before.node, before.incarnation) != (vote.node, vote.incarnation) {
+        } else if same_term
+            && (before.node, before.incarnation) != (vote.node, vote.incarnation)
+            && (before.committed || !vote.committed)
+        {
             "a second candidate in one term"
         } else if same_term && before.committed && !vote.committed {
             "a leader that it no longer knows of"
@@ -43,6 +47,8 @@ mod tests {
         assert_eq!(judge(&[vote(2, 1, false), vote(1, 1, false)]), [true, false]);
         assert_eq!(judge(&[vote(2, 1, false), vote(2, 3, false)]), [true, false]);
         assert_eq!(judge(&[vote(2, 1, true), vote(2, 1, false)]), [true, false]);
+        assert_eq!(judge(&[vote(2, 1, false), vote(2, 3, true)]), [true, true], "the others elected 3");
+        assert_eq!(judge(&[vote(2, 1, true), vote(2, 3, true)]), [true, false], "two leaders");
         let mut checker = Votes::default();
         assert!(checker.shows(0, ShardId(0), vote(5, 1, true)).is_ok());
         assert!(
