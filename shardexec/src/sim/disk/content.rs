@@ -333,10 +333,9 @@ impl Content {
         stale
     }
 
-    /// A page that is stored and clean, from `wanted` on, else from the start.
-    pub fn clean_page(&self, wanted: u64) -> Option<u64> {
-        let clean = |(&number, _): (&u64, &Rc<_>)| (!self.dirty.contains_key(&number)).then_some(number);
-        self.pages.range(wanted..).find_map(clean).or_else(|| self.pages.range(..wanted).find_map(clean))
+    /// The pages that are stored and clean.
+    pub fn clean_pages(&self) -> Vec<u64> {
+        self.pages.keys().copied().filter(|number| !self.dirty.contains_key(number)).collect()
     }
 
     /// Changes bytes that are durable, behind everybody's back.

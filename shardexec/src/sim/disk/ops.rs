@@ -355,8 +355,12 @@ impl Disk {
             return Ok(());
         }
         let content = self.file(number)?;
-        let pages = content.len().div_ceil(PAGE as u64).max(1);
-        let Some(page) = content.clean_page(chaos.rng.below(pages)) else { return Ok(()) };
+        // Each stored page is as likely as any other: most of a file that is written from its start hold no more than zeros.
+        let pages = content.clean_pages();
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let page = pages[chaos.rng.index(pages.len())];
         let at = page * PAGE as u64 + chaos.rng.below((content.len() - page * PAGE as u64).min(PAGE as u64));
         let bit = chaos.rng.below(8);
         content.corrupt(at, |byte| *byte ^= 1 << bit);
