@@ -4,6 +4,7 @@ use super::checkers::Broken;
 use super::checkers::amnesia::Amnesia;
 use super::checkers::logs::{Logs, ShardLog};
 use super::checkers::one_leader::OneLeader;
+use super::checkers::proof::Proof;
 use super::checkers::state_equality::StateEquality;
 use super::checkers::unflushed;
 use super::checkers::votes::Votes;
@@ -33,6 +34,11 @@ pub struct Observer {
     leaders: OneLeader,
     votes: Votes,
     amnesia: Amnesia,
+    proof: Proof,
+    /// How often disks had broken their word when something was proven last.
+    damages: u64,
+    /// What was read of each node's logs last.
+    proven: BTreeMap<u16, BTreeMap<ShardId, Option<LogPosition>>>,
     states: StateEquality,
     logs: Logs,
     last: BTreeMap<(u16, ShardId), Last>,
@@ -76,8 +82,23 @@ impl Observer {
         self.leaders.terms()
     }
 
-    /// Looks at all replicas.
-    pub fn look(&mut self, cluster: &Cluster) -> Result<(), Broken> {
+    /// The node starts with the logs that were read just now, when disks had broken their word `damages` times.
+    pub fn starts(&mut self, node: u16, damages: u64) {
+        self.forget_proofs(damages);
+        for (shard, proven) in self.proven.remove(&node).unwrap_or_default() {
+            self.proof.proves(node, shard, proven);
+        }
+    }
+
+    fn forget_proofs(&mut self, damages: u64) {
+        if std::mem::replace(&mut self.damages, damages) != damages {
+            self.proof.forget();
+        }
+    }
+
+    /// Looks at all replicas. Disks have broken their word `damages` times by now.
+    pub fn look(&mut self, cluster: &Cluster, damages: u64) -> Result<(), Broken> {
+        self.forget_proofs(damages);
         for node in cluster.nodes() {
             let life = cluster.life(node);
             for core in cluster.views(node) {
@@ -105,6 +126,7 @@ impl Observer {
         let mut now = Last { life, ..before };
         if before.life != life {
             (now.applied, now.leads) = (None, None);
+            self.proof.returns(node, shard, replica.durable)?;
             let returned = self.amnesia.returns(node, shard, replica.durable);
             self.excuse(node, returned)?;
         } else if let Some(durable) = replica.durable.filter(|_| replica.durable != before.durable) {
@@ -154,7 +176,9 @@ impl Observer {
     ) -> Result<BTreeMap<ShardId, ShardLog>, Broken> {
         let image = world.disk(cluster.id(node), |disk| disk.clone());
         // Not created yet, or damaged: what that means shows when the node starts.
+        self.proven.remove(&node);
         let Ok(logs) = read_logs(image) else { return Ok(BTreeMap::new()) };
+        self.proven.insert(node, logs.iter().map(|(&shard, log)| (shard, log.proven)).collect());
         if self.damaged.contains(&node) {
             // What rotted is cut off by the reader, but the node may refuse it as a whole: it is no log of the cluster's.
             return Ok(logs);

@@ -7,9 +7,9 @@ use gristmill::state::envelope::EntryHeader;
 use gristmill_rpc::ids::ShardId;
 use gristmill_shardexec::sim::{Disk, NodeConfig, SimConfig, World};
 use gristmill_shardexec::{CoreId, ExecutorConfig};
-use gristmill_wal::format::{RecordHeader, RecordKind, decode_purge, decode_truncate, decode_vote};
+use gristmill_wal::format::{RecordHeader, RecordKind, Seal, decode_purge, decode_truncate, decode_vote};
 use gristmill_wal::inspect::{DumpItem, dump, find_logs};
-use gristmill_wal::{Lsn, WalError};
+use gristmill_wal::{GroupId, LogPosition, Lsn, WalError};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,6 +48,7 @@ async fn read_all() -> Result<BTreeMap<ShardId, ShardLog>, WalError> {
     for files in find_logs(Path::new(DATA_DIR)).await? {
         let mut reader = Reader::default();
         dump(&files, |_, item| reader.take(&item)).await?;
+        reader.prove();
         shards.extend(reader.shards);
     }
     Ok(shards)
@@ -62,15 +63,48 @@ struct Reader {
     last: Lsn,
     /// What follows is not contiguous any more.
     lost: bool,
+    seals: Seals,
+}
+
+/// What the trailers and marks of a log say, whatever lies between them.
+#[derive(Default)]
+struct Seals {
+    /// The highest LSN that any names as durable.
+    durable: Lsn,
+    /// Where each group's log ended, by the LSN after which it did.
+    ends: BTreeMap<(GroupId, Lsn), Option<LogPosition>>,
+}
+
+impl Seals {
+    fn take(&mut self, seal: &Seal) {
+        self.durable = self.durable.max(seal.durable_lsn);
+        self.ends.extend(seal.table.iter().map(|row| ((row.group, row.last_lsn), row.last)));
+    }
+
+    /// Where the group's log cannot end before: its end at the highest LSN that is proven durable, or where a later record that is there, but
+    /// not proven, took it back to.
+    fn proven(&self, group: GroupId) -> Option<LogPosition> {
+        let until = self.ends.range((group, Lsn(0))..=(group, self.durable)).next_back()?;
+        let later = self.ends.range((group, self.durable.next())..=(group, Lsn(u64::MAX)));
+        later.map(|(_, end)| *end).fold(*until.1, Option::min)
+    }
 }
 
 impl Reader {
+    /// Notes what is proven, once all is read.
+    fn prove(&mut self) {
+        for (&shard, log) in &mut self.shards {
+            log.proven = self.seals.proven(group_of(shard));
+        }
+    }
+
     fn take(&mut self, item: &DumpItem<'_>) {
         match item {
             DumpItem::Segment(_) | DumpItem::Damage(_) => self.gathered.clear(),
-            DumpItem::Mark(..) => {}
+            DumpItem::Mark(_, seal) => self.seals.take(seal),
             DumpItem::Record(header, payload) => self.gathered.push((*header, payload.to_vec())),
-            DumpItem::Trailer(..) => {
+            DumpItem::Trailer(_, seal) => {
+                self.seals.take(seal);
                 for (header, payload) in std::mem::take(&mut self.gathered) {
                     self.lost |= self.last != Lsn(0) && header.lsn != self.last.next();
                     if !self.lost {
@@ -108,6 +142,11 @@ impl Reader {
             _ => {}
         }
     }
+}
+
+/// A shard's group in its log.
+fn group_of(shard: ShardId) -> GroupId {
+    GroupId(u64::from(shard.0))
 }
 
 fn command_of(payload: &[u8]) -> Option<(u64, u64)> {

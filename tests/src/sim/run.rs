@@ -327,7 +327,8 @@ impl Run {
             Some(Stop::Stuck) => self.violated(Broken::new("stuck", "nothing will ever happen any more")),
             _ => {}
         }
-        let looked = self.observer.look(&self.cluster);
+        let damages = self.damages();
+        let looked = self.observer.look(&self.cluster, damages);
         self.judge(looked);
         if self.world.violations().len() > self.panics {
             let panics = self.world.violations()[self.panics..].to_vec();
@@ -378,6 +379,7 @@ impl Run {
             return;
         }
         self.read_logs(node);
+        self.observer.starts(node, self.damages());
         self.restarts += u32::from(self.cluster.life(node) > 0);
         self.cluster.start(&mut self.world, node);
     }
@@ -424,6 +426,12 @@ impl Run {
             let detail = format!("node {node} does not serve although its disk kept its word: {reason}");
             self.violated(Broken::new("liveness", detail));
         }
+    }
+
+    /// How often a disk broke its word.
+    fn damages(&self) -> u64 {
+        let faults = self.world.faults();
+        DAMAGE.iter().map(|&kind| faults.of(kind)).sum()
     }
 
     fn is_damaged(&self, node: u16) -> bool {

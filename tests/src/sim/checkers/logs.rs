@@ -32,6 +32,8 @@ pub struct ShardLog {
     pub purged: Option<u64>,
     /// The last vote.
     pub vote: Option<Vote>,
+    /// The log proves itself that it was durable up to here.
+    pub proven: Option<LogPosition>,
 }
 
 impl ShardLog {

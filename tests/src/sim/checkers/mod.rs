@@ -6,6 +6,7 @@
 //! | [`votes`] | what a replica promised never goes back, across restarts too |
 //! | [`unflushed`] | a candidate's log is durable before it asks for votes |
 //! | [`amnesia`] | what a replica's log made durable is there after a restart |
+//! | [`proof`] | what a log proves to be durable is there after a restart, or the replica refuses, on a damaged disk too |
 //! | [`logs`] | log matching, leader completeness, fencing: from the logs on the disks |
 //! | [`state_equality`] | equal applied index, equal state root |
 //! | [`acknowledged`] | an acknowledged write stands in the log, once, at the version that its client was told |
@@ -21,6 +22,7 @@ pub mod grains;
 pub mod linearizable;
 pub mod logs;
 pub mod one_leader;
+pub mod proof;
 pub mod state_equality;
 pub mod unflushed;
 pub mod votes;
