@@ -94,7 +94,7 @@ impl Cluster {
             cores: Some(self.setup.cores),
             shards: Some(self.setup.shards),
             insecure: true,
-            wal: WalOptions::small(),
+            wal: self.log_options(),
             cluster: (self.setup.nodes > 1).then(|| self.part_of(id)),
             ..NodeConfig::new(DATA_DIR)
         }
@@ -108,6 +108,14 @@ impl Cluster {
         let replica = ReplicaId { node: node(id), incarnation: 1 };
         let found = id.0 == 0 && !self.progress.founded.get();
         ClusterConfig { found, ..ClusterConfig::new(ClusterId(*b"simulated world!"), replica, peers) }
+    }
+
+    fn log_options(&self) -> WalOptions {
+        let small = WalOptions::small();
+        WalOptions {
+            gather_bytes: if self.setup.eager_log { 1 } else { small.gather_bytes },
+            ..small
+        }
     }
 
     /// Starts a node that is down.

@@ -77,6 +77,12 @@ pub struct Setup {
     pub disks: Vec<DiskConfig>,
     /// How far clocks are off.
     pub clocks: ClockConfig,
+    /// Of so many values one is long, and fills a good part of a small segment.
+    pub one_long_in: u64,
+    /// The log writes batches as they come, several at once, instead of gathering while one is under way.
+    pub eager_log: bool,
+    /// Longest pause until a node that went down is started again.
+    pub restart_max: Duration,
 }
 
 /// A kind, how likely it is to be enabled in percent, and its rates in millionths.
@@ -207,6 +213,9 @@ impl Setup {
             damaged: if is_damaged { order } else { Vec::new() },
             damage,
             strikes,
+            one_long_in: [4, 40][rng.index(2)],
+            eager_log: rng.coin(),
+            restart_max: Duration::from_millis(50 << rng.below(5)),
         }
     }
 }

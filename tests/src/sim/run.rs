@@ -169,6 +169,7 @@ impl Run {
             spaces: setup.spaces,
             keys: setup.keys,
             think_max: setup.think_max,
+            one_long_in: setup.one_long_in,
             faulty: Cell::new(true),
             stop: Cell::new(false),
             next_value: Cell::new(1),
@@ -311,7 +312,7 @@ impl Run {
     }
 
     fn went_down(&mut self, node: u16) {
-        let pause = self.pause(1..=800);
+        let pause = self.rng.duration(Duration::from_millis(1)..=self.setup.restart_max);
         self.after(pause, Due::Start(node));
     }
 

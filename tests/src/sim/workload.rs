@@ -46,8 +46,8 @@ const INSISTS_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Grains of each client.
 const GRAINS: u16 = 3;
-/// Longest value, in bytes: a few of them fill a small segment.
-const LENGTH_MAX: u64 = 24 << 10;
+/// Longest value, in bytes: a few of them fill a small segment, and the largest command of them fits into an entry.
+const LENGTH_MAX: u64 = 15 << 10;
 
 /// What all clients of a run share.
 pub struct Shared {
@@ -63,6 +63,8 @@ pub struct Shared {
     pub keys: u16,
     /// Longest pause between two requests.
     pub think_max: Duration,
+    /// Of so many values one is long.
+    pub one_long_in: u64,
     /// Things still go wrong: clients give up in time. Afterwards they insist.
     pub faulty: Cell<bool>,
     /// No more requests are begun.
@@ -177,7 +179,7 @@ impl Client {
     }
 
     fn length(&mut self) -> usize {
-        let max = if self.rng.below(40) == 0 { LENGTH_MAX } else { 200 };
+        let max = if self.rng.below(self.shared.one_long_in) == 0 { LENGTH_MAX } else { 200 };
         self.rng.below(max) as usize
     }
 
