@@ -1,6 +1,10 @@
 //! The gristmill engine and node.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "bugs")]
+pub mod bugs;
+#[cfg(not(feature = "bugs"))]
+mod bugs;
 pub mod cli;
 pub mod demo;
 pub mod metrics;

@@ -106,6 +106,11 @@ impl Batch {
         (self.start + self.buf.len()) as u32
     }
 
+    /// LSN of its first record.
+    pub fn first_lsn(&self) -> Lsn {
+        self.first_lsn
+    }
+
     /// LSN of the next record.
     pub fn next_lsn(&self) -> Lsn {
         self.next_lsn

@@ -18,6 +18,7 @@ use gristmill_shardexec::fs::{self, File, OpenOptions, ShortWrite};
 use gristmill_shardexec::sync::Mutex;
 use gristmill_shardexec::time::WallClock;
 
+use crate::bugs::{Bug, Bugs};
 use crate::error::{IoFailure, WalError, tells_of_shortage};
 use crate::format::{SegmentCrc, SegmentHeader};
 use crate::limits::BLOCK_BYTES;
@@ -71,6 +72,14 @@ pub(crate) struct LogShape {
     pub log: LogNumber,
     pub segment_bytes: u64,
     pub direct: Direct,
+    pub bugs: Bugs,
+}
+
+impl LogShape {
+    /// The CRC of a segment of the log.
+    pub fn crc(&self, segment: SegmentId) -> SegmentCrc {
+        SegmentCrc::new(self.log_id, segment).with_bugs(self.bugs)
+    }
 }
 
 /// An open segment file.
@@ -84,13 +93,14 @@ pub(crate) struct SegmentFile {
     /// Held from such a write to the end of its sync. The kernel tells an error of writing back to one sync of an open file and forgets
     /// it: a second sync under way at the same time would take it for its own, and the first acknowledge what is lost.
     turn: Mutex<()>,
+    bugs: Bugs,
 }
 
 impl SegmentFile {
     fn new(shape: &LogShape, segment: SegmentId, file: File, sync_each: bool) -> SegmentFile {
         let path = shape.dir.join(segment_name(segment));
-        let crc = SegmentCrc::new(shape.log_id, segment);
-        SegmentFile { segment, path, crc, file, sync_each, turn: Mutex::new(()) }
+        let (crc, bugs) = (shape.crc(segment), shape.bugs);
+        SegmentFile { segment, path, crc, file, sync_each, turn: Mutex::new(()), bugs }
     }
 
     /// Writes one buffer, by one write that is never tried again, and returns once it is durable.
@@ -105,12 +115,19 @@ impl SegmentFile {
 
     async fn write(&self, buf: Arc<AlignedBuf>, offset: u64) -> Result<(), IoFailure> {
         let (result, _) = self.file.write_at(buf, offset).await;
-        result.map(drop).map_err(|error| IoFailure::new("write", &self.path, &error))
+        match result {
+            Err(error) if self.bugs.has(Bug::ShortWriteTaken) && ShortWrite::of(&error).is_some() => Ok(()),
+            written => written.map(drop).map_err(|error| IoFailure::new("write", &self.path, &error)),
+        }
     }
 
     /// Makes durable what was written, by whomever.
     pub async fn sync(&self) -> Result<(), IoFailure> {
-        self.file.sync_data().await.map_err(|error| IoFailure::new("sync", &self.path, &error))
+        let synced = match self.file.sync_data().await {
+            Err(_) if self.bugs.has(Bug::SyncTriedAgain) => self.file.sync_data().await,
+            first => first,
+        };
+        synced.map_err(|error| IoFailure::new("sync", &self.path, &error))
     }
 
     /// Reads `bytes` from `offset`, both multiples of the block.
@@ -169,22 +186,23 @@ impl SegmentFile {
 /// Opens a segment's file for reading and durable writing.
 pub(crate) async fn open_segment(shape: &LogShape, segment: SegmentId) -> Result<Rc<SegmentFile>, WalError> {
     let path = shape.dir.join(segment_name(segment));
-    let (file, sync_each) =
-        open_durable(&path, shape.direct).await.map_err(|error| WalError::io("open", &path, &error))?;
+    let (file, sync_each) = open_durable(&path, shape).await.map_err(|error| WalError::io("open", &path, &error))?;
     Ok(Rc::new(SegmentFile::new(shape, segment, file, sync_each)))
 }
 
-async fn open_durable(path: &Path, direct: Direct) -> io::Result<(File, bool)> {
+/// The file, and whether each of its writes needs a sync.
+async fn open_durable(path: &Path, shape: &LogShape) -> io::Result<(File, bool)> {
     let options = OpenOptions::new().read(true).write(true);
-    if direct == Direct::Auto {
-        match options.direct(true).dsync(true).open(path).await {
+    let durable = !shape.bugs.has(Bug::NothingSynced);
+    if shape.direct == Direct::Auto {
+        match options.direct(true).dsync(durable).open(path).await {
             Ok(file) if suits_blocks(&file) => return Ok((file, false)),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(error) => return Err(error),
         }
     }
-    Ok((options.open(path).await?, true))
+    Ok((options.open(path).await?, durable))
 }
 
 fn suits_blocks(file: &File) -> bool {
@@ -311,12 +329,14 @@ async fn adopt(
         previous,
     };
     let failed = |operation, error: &io::Error| shortage(operation, spare, error);
-    let (file, sync_each) = open_durable(spare, shape.direct).await.map_err(|error| failed("open", &error))?;
+    let (file, sync_each) = open_durable(spare, shape).await.map_err(|error| failed("open", &error))?;
     let adopted = SegmentFile::new(shape, segment, file, sync_each);
     let block = Arc::new(AlignedBuf::from(&header.encode()[..]));
     adopted.write_durable(block, 0).await?;
     fs::rename(spare, &adopted.path).await.map_err(|error| failed("rename", &error))?;
-    sync_dir(&shape.dir).await?;
+    if !shape.bugs.has(Bug::DirectoryNotSynced) {
+        sync_dir(&shape.dir).await?;
+    }
     Ok(Rc::new(adopted))
 }
 
@@ -349,8 +369,8 @@ mod tests {
         let config = ExecutorConfig { io: IoChoice::Posix, ..ExecutorConfig::default() };
         Executor::start(config).expect("an executor starts").block_on(async move {
             let log_id = LogId([7; 16]);
-            let shape =
-                LogShape { dir: path, log_id, log: LogNumber(0), segment_bytes: 256 << 10, direct: Direct::Off };
+            let (log, segment_bytes, bugs) = (LogNumber(0), 256 << 10, Bugs::default());
+            let shape = LogShape { dir: path, log_id, log, segment_bytes, direct: Direct::Off, bugs };
             let spare = create_spare(&shape, segment).await.expect("made");
             let file = adopt_spare(&shape, &spare, segment, SegmentId(0)).await.expect("adopted");
             assert!(file.syncs_each());

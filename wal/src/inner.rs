@@ -18,10 +18,11 @@ use std::rc::Rc;
 use gristmill_shardexec::buf::AlignedBuf;
 
 use crate::batch::{Batch, Draft, SealContext, SealedBatch};
+use crate::bugs::Bug;
 use crate::cache::Cache;
 use crate::error::WalError;
 use crate::file::{LogShape, SegmentFile};
-use crate::format::{RecordKind, Seal, SealEntry, SegmentCrc, TrailerHash, encode_committed, record_bytes};
+use crate::format::{RecordKind, Seal, SealEntry, TrailerHash, encode_committed, record_bytes};
 use crate::group::Group;
 use crate::incident::Incident;
 use crate::index::Location;
@@ -209,7 +210,7 @@ impl Inner {
             options.writes_in_flight = 1;
         }
         let mut cache = Cache::new(options.cache_bytes);
-        let crc = SegmentCrc::new(shape.log_id, resume.segment);
+        let crc = shape.crc(resume.segment);
         let batch = Batch::new(crc, resume.offset, segment_bytes, resume.last_lsn.next(), 1, cache.buffer());
         let mut inner = Inner {
             shape,
@@ -478,9 +479,11 @@ impl Inner {
         if self.batch.is_empty() {
             return;
         }
-        let told = Told { durable: self.durable, oldest: self.state.oldest_needed(self.durable) };
+        let in_flight_too = self.shape.bugs.has(Bug::ProofAhead);
+        let durable = if in_flight_too { Lsn(self.batch.first_lsn().0 - 1) } else { self.durable };
+        let told = Told { durable, oldest: self.state.oldest_needed(self.durable) };
         self.batch_number += 1;
-        let crc = SegmentCrc::new(self.shape.log_id, self.batch.segment());
+        let crc = self.shape.crc(self.batch.segment());
         let segment_bytes = self.options.segment_bytes as usize;
         let next_lsn = self.batch.next_lsn();
         let empty =
@@ -511,7 +514,7 @@ impl Inner {
         assert!(id > self.batch.segment(), "segment ids rise");
         self.counters.rotations += 1;
         self.batch_number += 1;
-        let crc = SegmentCrc::new(self.shape.log_id, id);
+        let crc = self.shape.crc(id);
         let segment_bytes = self.options.segment_bytes as usize;
         let (next_lsn, buffer) = (self.batch.next_lsn(), self.cache.buffer());
         self.batch = Batch::new(crc, DATA_OFFSET, segment_bytes, next_lsn, self.batch_number, buffer);
@@ -586,8 +589,14 @@ impl Inner {
         if self.stopped.is_some() {
             return;
         }
-        let at = self.in_flight.binary_search_by_key(&last_lsn, |write| write.last_lsn).expect("it was in flight");
-        self.in_flight[at].done = true;
+        let out_of_order = self.shape.bugs.has(Bug::AcknowledgedOutOfOrder);
+        let at = match self.in_flight.binary_search_by_key(&last_lsn, |write| write.last_lsn) {
+            Ok(at) => at,
+            Err(_) if out_of_order => return,
+            Err(_) => unreachable!("it was in flight"),
+        };
+        let first = if out_of_order { 0 } else { at };
+        self.in_flight.range_mut(first..=at).for_each(|write| write.done = true);
         while self.in_flight.front().is_some_and(|write| write.done) {
             let write = self.in_flight.pop_front().expect("just seen");
             assert!(write.last_lsn > self.durable, "LSNs rise");

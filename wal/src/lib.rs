@@ -23,6 +23,10 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+#[cfg(feature = "bugs")]
+pub mod bugs;
+#[cfg(not(feature = "bugs"))]
+mod bugs;
 mod cache;
 mod error;
 mod file;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::bugs::Bugs;
 use crate::error::WalError;
 use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, WRITES_IN_FLIGHT_MAX};
 
@@ -38,6 +39,9 @@ pub struct WalOptions {
     pub cache_bytes: usize,
     /// Pause before another try to prepare a segment on a full disk.
     pub disk_full_retry: Duration,
+    /// The bug that the log shall have.
+    #[cfg(feature = "bugs")]
+    pub bug: Option<crate::bugs::Bug>,
 }
 
 impl Default for WalOptions {
@@ -52,6 +56,8 @@ impl Default for WalOptions {
             mark_delay: Duration::from_millis(1),
             cache_bytes: 32 << 20,
             disk_full_retry: Duration::from_millis(250),
+            #[cfg(feature = "bugs")]
+            bug: None,
         }
     }
 }
@@ -65,6 +71,14 @@ impl WalOptions {
             cache_bytes: SEGMENT_BYTES_MIN as usize,
             disk_full_retry: Duration::from_millis(5),
             ..WalOptions::default()
+        }
+    }
+
+    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self))]
+    pub(crate) fn bugs(&self) -> Bugs {
+        Bugs {
+            #[cfg(feature = "bugs")]
+            active: self.bug,
         }
     }
 

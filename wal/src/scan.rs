@@ -11,6 +11,7 @@
 
 use std::fmt;
 
+use crate::bugs::{Bug, Bugs};
 use crate::format::{
     HeaderFault, RecordHeader, RecordKind, Seal, SegmentCrc, TrailerHash, block_ceil, decode_header, payload_intact,
     u32_at, u64_at,
@@ -312,6 +313,9 @@ pub struct LogScan {
     expected: Option<Lsn>,
     previous: Option<TrailerHash>,
     open: OpenBatch,
+    /// A whole batch lies behind a damage. Proves nothing.
+    followed: bool,
+    bugs: Bugs,
 }
 
 /// Records seen since the last trailer.
@@ -323,6 +327,11 @@ struct OpenBatch {
 }
 
 impl LogScan {
+    /// A scan by a log that has `bugs`.
+    pub(crate) fn with_bugs(bugs: Bugs) -> LogScan {
+        LogScan { bugs, ..LogScan::default() }
+    }
+
     /// Walks one segment. `bytes` is the whole file, its header checked.
     pub fn segment(&mut self, crc: SegmentCrc, bytes: &[u8], sink: &mut impl BatchSink) {
         let segment = crc.segment();
@@ -486,11 +495,12 @@ impl LogScan {
             return Err(what);
         }
         let batch = &bytes[self.open.start..header.offset as usize];
-        if crc.of(batch) == seal.batch_crc { Ok(()) } else { Err("its batch has another CRC") }
+        if crc.matches(batch, seal.batch_crc) { Ok(()) } else { Err("its batch has another CRC") }
     }
 
     fn hand_over(&mut self, trailer: RecordHeader, seal: &Seal, bytes: &[u8], sink: &mut impl BatchSink) {
         if self.damages_total > 0 {
+            self.followed = true;
             return;
         }
         let batch = GoodBatch { bytes, records: &self.open.records, trailer, seal };
@@ -534,7 +544,12 @@ impl LogScan {
 
     /// After the last segment.
     pub fn verdict(&self) -> Verdict {
-        if self.contradiction || self.proven > self.good_lsn {
+        let judges_by_what_follows = self.bugs.has(Bug::JudgedByWhatFollows);
+        let acknowledged = if judges_by_what_follows { self.followed } else { self.proven > self.good_lsn };
+        if acknowledged && self.damages_total > 0 && self.bugs.has(Bug::CorruptionCut) {
+            return Verdict::Torn;
+        }
+        if self.contradiction || acknowledged {
             Verdict::Corrupt
         } else if self.damages_total > 0 {
             Verdict::Torn

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use gristmill_shardexec::sync::Mutex;
 use gristmill_shardexec::{JoinHandle, abort_on_panic, abort_on_panic_async};
 
+use crate::bugs::Bug;
 use crate::error::{Rejected, WalError};
 use crate::format::{
     RecordKind, encode_home, encode_membership_head, encode_purge, encode_truncate, encode_vote, record_bytes,
@@ -207,7 +208,7 @@ impl Wal {
             let mut already = false;
             let lsn = self.shared.append(group, writer_term, entries, |inner, lsn| {
                 inner.waiters.push_callback(lsn, Box::new(done));
-                already = lsn <= inner.durable;
+                already = lsn <= inner.durable || inner.shape.bugs.has(Bug::AcknowledgedBeforeWrite);
             })?;
             if already {
                 self.shared.release_durable();
@@ -295,6 +296,9 @@ impl Wal {
             after.map_or(Ok(()), check_term)?;
             inner.check(group, |state| state.check_truncate(after))?;
             inner.with_freed(group, |state, freed| state.truncate(after, freed.sink()));
+            if inner.shape.bugs.has(Bug::TruncationNotLogged) {
+                return Ok(inner.last_lsn());
+            }
             let at = after.unwrap_or_default();
             Ok(inner.push_control(group, RecordKind::TruncateAfter, at, [&payload, &[]]))
         })
@@ -527,7 +531,8 @@ impl Shared {
         let mut released = Released::default();
         {
             let mut inner = self.inner.borrow_mut();
-            let durable = inner.durable;
+            let too_early = inner.shape.bugs.has(Bug::AcknowledgedBeforeWrite);
+            let durable = if too_early { inner.last_lsn() } else { inner.durable };
             inner.waiters.release(durable, &mut released);
         }
         released.tell(&Ok(()));

@@ -21,9 +21,13 @@ Exit codes: 0 done; 1 not found, or a condition did not hold;
             4 the server refused; 5 damage found, or the store or its port cannot be opened;
             130 the demo was interrupted";
 
+/// What `--version` prints: a build that can have known bugs says so.
+const VERSION: &str =
+    if cfg!(feature = "bugs") { concat!(env!("CARGO_PKG_VERSION"), "+bugs") } else { env!("CARGO_PKG_VERSION") };
+
 /// A thread-per-core storage engine that keeps an application's records and recalls the best ones.
 #[derive(Debug, Parser)]
-#[command(name = "gristmill", version, after_help = EXAMPLES, max_term_width = 110)]
+#[command(name = "gristmill", version = VERSION, after_help = EXAMPLES, max_term_width = 110)]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Command,

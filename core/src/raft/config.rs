@@ -13,6 +13,7 @@
 //! The lower end of the random part is 60 ms, not the 10 ms that a total of 160 ms would allow: openraft gives a vote
 //! request just that long to be answered, and an answer waits for the voter's disk.
 
+use crate::bugs::{Bug, Bugs};
 use openraft::{Config, SnapshotPolicy};
 use std::time::Duration;
 
@@ -53,6 +54,9 @@ pub struct RaftSettings {
     pub leader_lease: Duration,
     /// Time between heartbeats of a leader with followers.
     pub heartbeat: Duration,
+    /// The bug that the group shall have.
+    #[cfg(feature = "bugs")]
+    pub bug: Option<Bug>,
 }
 
 impl Default for RaftSettings {
@@ -60,6 +64,8 @@ impl Default for RaftSettings {
         RaftSettings {
             leader_lease: Duration::from_millis(ELECTION_TIMEOUT_MS_MIN),
             heartbeat: Duration::from_millis(HEARTBEAT_MS),
+            #[cfg(feature = "bugs")]
+            bug: None,
         }
     }
 }
@@ -88,6 +94,24 @@ pub enum RaftSettingsError {
 }
 
 impl RaftSettings {
+    /// The same settings for a group that has `bugs`.
+    pub(crate) fn with_bugs(self, bugs: Bugs) -> RaftSettings {
+        let Bugs { .. } = bugs;
+        RaftSettings {
+            #[cfg(feature = "bugs")]
+            bug: bugs.active,
+            ..self
+        }
+    }
+
+    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self))]
+    pub(super) fn bugs(&self) -> Bugs {
+        Bugs {
+            #[cfg(feature = "bugs")]
+            active: self.bug,
+        }
+    }
+
     /// How long a restarted replica of a group with several voters keeps quiet: it has forgotten a lease that it may
     /// have granted just before, and the clocks may drift.
     pub fn restart_hold(&self) -> Duration {
@@ -123,7 +147,7 @@ impl RaftSettings {
             enable_tick: false,
             enable_pre_vote: Some(true),
             allow_log_reversion: Some(false),
-            enable_leader_restore: Some(false),
+            enable_leader_restore: Some(self.bugs().has(Bug::LeaderRestored)),
             ..Config::default()
         };
         Ok(config.validate().expect("openraft's own rules follow from ours"))
@@ -168,7 +192,7 @@ mod tests {
         for heartbeat_ms in [1, 2, 7, 50, 400] {
             for factor in HEARTBEATS_A_LEASE_MIN..6 {
                 let heartbeat = Duration::from_millis(heartbeat_ms);
-                let settings = RaftSettings { heartbeat, leader_lease: heartbeat * factor };
+                let settings = RaftSettings { heartbeat, leader_lease: heartbeat * factor, ..RaftSettings::default() };
                 assert!(settings.to_openraft(String::new()).is_ok(), "{settings:?}");
             }
         }

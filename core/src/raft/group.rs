@@ -49,6 +49,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bugs::Bug;
 use crate::state::envelope::ENTRY_HEADER_BYTES;
 
 /// Proposals of one group that wait for their outcome, at the most.
@@ -676,7 +677,12 @@ impl Inner {
             // Only the end of the core cuts the answers short.
             self.note_end_of_core().await;
             let reason = self.stop_reason().expect("noted just now");
-            answers.resize_with(count, || Answer::Settled(Err(reason.clone().into())));
+            let told_refused = self.config.settings.bugs().has(Bug::InDoubtToldRefused);
+            let error = match reason {
+                _ if told_refused => ProposeError::Recovering { applied: 0, target: 0 },
+                reason => reason.into(),
+            };
+            answers.resize_with(count, || Answer::Settled(Err(error.clone())));
         }
         self.leave_spent_term();
         answers

@@ -16,6 +16,7 @@ use super::errors::PeerRefusal;
 use super::group::{Core, Group, Inner, Unready};
 use super::network::{WireError, wire};
 use super::types::TypeConfig;
+use crate::bugs::Bug;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use gristmill_rpc::body::{Body, archive};
@@ -123,7 +124,16 @@ impl Inner {
         shardexec::spawn(Class::Raft, "raft vote", async move {
             let answered = match question {
                 Question::PreVote(request) => core.pre_vote(request).await.map(|it| archive(&wire::vote_reply(&it))),
-                Question::Vote(request) => core.vote(request).await.map(|it| archive(&wire::vote_reply(&it))),
+                Question::Vote(request) => {
+                    let asked = request.vote;
+                    let voted = core.vote(request).await.map(|mut it| {
+                        if inner.config.settings.bugs().has(Bug::VoteGrantedToAll) {
+                            (it.vote, it.vote_granted) = (asked, true);
+                        }
+                        it
+                    });
+                    voted.map(|it| archive(&wire::vote_reply(&it)))
+                }
                 Question::Transfer(request) => {
                     let handled = core.handle_transfer_leader(request).await;
                     handled.map(|it| archive(&wire::transfer_reply(&it))).map_err(RaftError::Fatal)

@@ -16,6 +16,7 @@ use super::network::PeerNetwork;
 use super::start::{GroupLog, RestartGuard, replay};
 use super::state_machine::Applier;
 use super::types::{RaftVote, TypeConfig, to_log_id};
+use crate::bugs::Bug;
 use gristmill_shardexec as shardexec;
 use gristmill_shardexec::Class;
 use gristmill_shardexec::time::{Instant, timeout};
@@ -52,7 +53,8 @@ pub(super) async fn run_start<L: GroupLog>(
     let founds = !initialized && inner.peers.as_ref().is_none_or(|peers| peers.found);
     let sole = founds || is_sole_voter(core.metrics().borrow_watched().membership_config.membership(), replica);
     let (now, hold) = (Instant::boottime_now(), inner.config.settings.restart_hold());
-    let guard = RestartGuard::new(sole, replica, summary.vote, now, hold);
+    let vote = summary.vote.filter(|_| !inner.config.settings.bugs().has(Bug::LeaseForgotten));
+    let guard = RestartGuard::new(sole, replica, vote, now, hold);
     assert!(inner.guard.set(guard).is_ok(), "a group starts once");
     if inner.peers.is_some() {
         *inner.lane.borrow_mut() = Some(AppendLane::start(&core, Rc::downgrade(inner)));

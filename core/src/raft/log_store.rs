@@ -19,6 +19,7 @@ use super::memory_store::half_open;
 use super::start::{GroupLog, LogSummary};
 use super::tokens::TokenStamper;
 use super::types::{Entry, RaftLogId, RaftVote, ReplicaId, TypeConfig, to_log_id, to_position};
+use crate::bugs::{Bug, Bugs};
 use futures_util::Stream;
 use gristmill_rpc::ids::ShardId;
 use gristmill_shardexec as shardexec;
@@ -68,6 +69,7 @@ struct Inner {
     /// The group stops: nothing waits for space any more.
     stopping: Cell<bool>,
     flushed: Rc<Flushed>,
+    bugs: Bugs,
 }
 
 /// The last entry whose flush was told.
@@ -84,11 +86,39 @@ pub struct WalLogOptions {
     pub sequences_max: u32,
     /// Bytes of recent entries kept in memory.
     pub cache_bytes_max: usize,
+    /// The bug that the log shall have.
+    #[cfg(feature = "bugs")]
+    pub bug: Option<Bug>,
 }
 
 impl Default for WalLogOptions {
     fn default() -> Self {
-        WalLogOptions { sequences_max: SEQUENCES_PER_TERM, cache_bytes_max: CACHE_BYTES_MAX }
+        WalLogOptions {
+            sequences_max: SEQUENCES_PER_TERM,
+            cache_bytes_max: CACHE_BYTES_MAX,
+            #[cfg(feature = "bugs")]
+            bug: None,
+        }
+    }
+}
+
+impl WalLogOptions {
+    /// The same options for a log that has `bugs`.
+    pub(crate) fn with_bugs(self, bugs: Bugs) -> WalLogOptions {
+        let Bugs { .. } = bugs;
+        WalLogOptions {
+            #[cfg(feature = "bugs")]
+            bug: bugs.active,
+            ..self
+        }
+    }
+
+    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self))]
+    fn bugs(self) -> Bugs {
+        Bugs {
+            #[cfg(feature = "bugs")]
+            active: self.bug,
+        }
     }
 }
 
@@ -110,6 +140,7 @@ impl WalLog {
             encoded: RefCell::default(),
             stopping: Cell::new(false),
             flushed: Rc::new(Flushed { last: Cell::new(flushed), truncations: Cell::new(0) }),
+            bugs: options.bugs(),
         }))
     }
 
@@ -381,7 +412,11 @@ impl RaftLogStorage<TypeConfig> for WalLog {
     }
 
     async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
-        self.save(|wal, group| wal.save_vote(group, vote_to_wal(vote))).await?;
+        if self.0.bugs.has(Bug::VoteNotAwaited) {
+            drop(self.0.wal.save_vote(self.0.group, vote_to_wal(vote)));
+        } else if !self.0.bugs.has(Bug::VoteNotSaved) {
+            self.save(|wal, group| wal.save_vote(group, vote_to_wal(vote))).await?;
+        }
         self.0.vote.set(Some(*vote));
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::status::NodeDescription;
 use super::stop::StopSignal;
 use super::{Listening, NodeConfig};
 use crate::metrics::{Event, Registry};
-use crate::raft::{self, Group, GroupConfig, RaftSettings, ReplicaId, WalLog, WalLogOptions};
+use crate::raft::{self, Group, GroupConfig, RaftSettings, ReplicaId, WalLog};
 use crate::shard::data_dir::{DataDir, DataDirError, DataDirOptions, log_dir_name};
 use crate::shard::machine::Machine;
 use crate::shard::placement::Placement;
@@ -324,10 +324,11 @@ impl Boot {
     fn build(&self, placement: Placement, opened: &Opened, offered: &Offered, peers: &Rc<Peers>) -> Rc<Core> {
         let ring = Ring::new(opened.superblock.shards, opened.superblock.ring_vnodes);
         let registry = Registry::new(self.core.0);
+        let machine = |id| Machine::new(id, &ring, &registry).with_bugs(self.config.bugs());
         let mut shards = BTreeMap::new();
         for log in placement.logs_of(self.core) {
             for id in placement.shards_in(log) {
-                shards.insert(id, Shard::new(id, Machine::new(id, &ring, &registry), &registry));
+                shards.insert(id, Shard::new(id, machine(id), &registry));
             }
         }
         let of_ring = (opened.superblock.shards, opened.superblock.ring_vnodes);
@@ -370,7 +371,7 @@ impl Boot {
             core.log_opened(log, &wal, &report);
             for id in placement.shards_in(log) {
                 let shard = core.shards().find(|shard| shard.id() == id).expect("built for this placement");
-                start_shard(core, shard, &wal, self.config.group_logs);
+                start_shard(core, shard, &wal, &self.config);
             }
             logs.push((log, wal));
         }
@@ -379,14 +380,15 @@ impl Boot {
 }
 
 /// Starts consensus on one shard. One that must not run is refused, the others go on.
-fn start_shard(core: &Core, shard: &Rc<Shard>, wal: &Wal, options: WalLogOptions) {
+fn start_shard(core: &Core, shard: &Rc<Shard>, wal: &Wal, node: &NodeConfig) {
+    let bugs = node.bugs();
     let id = shard.id();
     let (replica, settings, peers) = match core.cluster() {
         Some(cluster) => (cluster.replica(), cluster.settings(), Some(cluster.group_peers())),
         None => (ALONE, RaftSettings::default(), None),
     };
-    let config = GroupConfig { shard: id, replica, settings };
-    let store = WalLog::new(wal.clone(), id, options);
+    let config = GroupConfig { shard: id, replica, settings: settings.with_bugs(bugs) };
+    let store = WalLog::new(wal.clone(), id, node.group_logs.with_bugs(bugs));
     match Group::start_with(config, peers, store, shard.machine().state_machine()) {
         Ok(group) => shard.run(group),
         Err(error) => {

@@ -26,6 +26,7 @@ mod seldom;
 pub(crate) mod status;
 pub mod stop;
 
+use crate::bugs::Bugs;
 use crate::raft::WalLogOptions;
 pub use boot::BootError;
 pub use cluster::ClusterConfig;
@@ -91,6 +92,9 @@ pub struct NodeConfig {
     pub group_logs: WalLogOptions,
     /// The node's part in a cluster; `None`: it runs alone.
     pub cluster: Option<ClusterConfig>,
+    /// The bug that the node shall have.
+    #[cfg(feature = "bugs")]
+    pub bug: Option<crate::bugs::Bug>,
 }
 
 impl NodeConfig {
@@ -110,6 +114,16 @@ impl NodeConfig {
             wal: WalOptions::default(),
             group_logs: WalLogOptions::default(),
             cluster: None,
+            #[cfg(feature = "bugs")]
+            bug: None,
+        }
+    }
+
+    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self))]
+    pub(crate) fn bugs(&self) -> Bugs {
+        Bugs {
+            #[cfg(feature = "bugs")]
+            active: self.bug,
         }
     }
 

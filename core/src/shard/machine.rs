@@ -10,6 +10,7 @@
 //! borrow of the state across an await.
 
 use super::sweep::ExpiryAlarm;
+use crate::bugs::Bugs;
 use crate::metrics::Registry;
 use crate::raft::{ApplyError, Committed, Outcome, Room, StateMachine};
 use crate::recall::{MaintainError, RecallIndex, RecallSpec, RecallStats, StateView};
@@ -65,6 +66,12 @@ impl Machine {
         let mut state = ReplicaState::new(state);
         state.measure(registry);
         Machine { state, index, alarm: Rc::default() }
+    }
+
+    /// The same machine, with `bugs`.
+    pub(crate) fn with_bugs(self, bugs: Bugs) -> Machine {
+        self.state.set_bugs(bugs);
+        self
     }
 
     /// What consensus applies to.

@@ -26,6 +26,7 @@ use super::root::{RootAccumulator, StateRoot};
 use super::session::{Lookup, SessionLimits, Sessions};
 use super::store::{Change, Store, StoreError, Write, WriteBatch};
 use super::txn::{Base, Effects, Stop, Swept, Txn};
+use crate::bugs::{Bug, Bugs};
 use gristmill_rpc::body::{BodyError, access_bytes};
 use gristmill_rpc::ids::{SessionId, ShardId, Version};
 use gristmill_rpc::schema::{ArchivedCommand, COMMAND_SCHEMA};
@@ -165,6 +166,7 @@ pub struct ShardState<S> {
     namespaces_max: usize,
     pub(super) stats: ApplyStats,
     hooks: Hooks,
+    pub(super) bugs: Bugs,
 }
 
 impl<S: Store> ShardState<S> {
@@ -221,6 +223,7 @@ impl<S: Store> ShardState<S> {
             namespaces_max: limits.namespaces,
             stats: ApplyStats::default(),
             hooks,
+            bugs: Bugs::default(),
         })
     }
 
@@ -254,6 +257,9 @@ impl<S: Store> ShardState<S> {
         body: &[u8],
     ) -> Result<Option<WriteOutcome>, ApplyError> {
         self.hlc = self.hlc.max(header.hlc);
+        if self.bugs.has(Bug::LocalTimeInApply) {
+            self.hlc.physical_ms = crate::shard::wall_ms();
+        }
         let fatal = |source| ApplyError::Store { index, source };
         match header.codec {
             Codec::Empty => self.sweep(index, header.flags).map_err(fatal).map(|()| None),
@@ -284,7 +290,7 @@ impl<S: Store> ShardState<S> {
     ) -> Result<WriteOutcome, StoreError> {
         let (session, sequence, version) = (header.session, header.sequence, Version(index));
         let outcome = |verdict| WriteOutcome { version, duplicate: false, verdict };
-        if session != SessionId::NONE {
+        if session != SessionId::NONE && !self.bugs.has(Bug::RetryAppliedAgain) {
             match self.sessions.look_up(&self.store, session, sequence)? {
                 Lookup::New => {}
                 Lookup::Known(known) => {
@@ -317,6 +323,7 @@ impl<S: Store> ShardState<S> {
             match txn.operation(op as u16, operation) {
                 Ok(()) => {}
                 Err(Stop::Store(error)) => return Err(error),
+                Err(Stop::Verdict(verdict)) if self.bugs.has(Bug::BatchAppliedInPart) => return Ok((verdict, txn)),
                 Err(Stop::Verdict(verdict)) => return Ok((verdict, Txn::new(self.base(index)))),
             }
         }

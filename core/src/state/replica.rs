@@ -6,6 +6,7 @@ use super::memory::MemoryStore;
 use super::outcome::WriteOutcome;
 use super::record::Position;
 use super::store::StoreError;
+use crate::bugs::Bugs;
 use crate::metrics::{Histogram, Labels, Registry, names};
 use crate::raft::{ApplyError, Committed, Context, Outcome, Proposal, StateMachine};
 use gristmill_wal::LogPosition;
@@ -33,6 +34,11 @@ impl ReplicaState {
     /// The state, to read. Not to be held across an await: apply could not go on.
     pub fn read(&self) -> Ref<'_, State> {
         self.state.borrow()
+    }
+
+    /// From now on the state has `bugs`.
+    pub(crate) fn set_bugs(&self, bugs: Bugs) {
+        self.state.borrow_mut().bugs = bugs;
     }
 
     /// See [`ShardState::find_next_expiry_ms`].

@@ -96,6 +96,8 @@ impl Cluster {
             insecure: true,
             wal: self.log_options(),
             cluster: (self.setup.nodes > 1).then(|| self.part_of(id)),
+            #[cfg(feature = "bugs")]
+            bug: self.setup.bug.and_then(super::bugs::Injected::of_node),
             ..NodeConfig::new(DATA_DIR)
         }
     }
@@ -114,6 +116,8 @@ impl Cluster {
         let small = WalOptions::small();
         WalOptions {
             gather_bytes: if self.setup.eager_log { 1 } else { small.gather_bytes },
+            #[cfg(feature = "bugs")]
+            bug: self.setup.bug.and_then(super::bugs::Injected::of_log),
             ..small
         }
     }

@@ -68,6 +68,14 @@ struct Args {
     /// Skip ranges that the ledger has as passed at the same commit, with the same nodes and steps.
     #[arg(long, requires = "ledger")]
     resume: bool,
+    /// Hunt the known bugs: each must be found within 200 seeds, and nothing without it.
+    #[cfg(feature = "bugs")]
+    #[arg(long, conflicts_with_all = ["seeds", "from", "seed", "ledger", "nodes", "steps"])]
+    bugs: bool,
+    /// Hunt this bug only; with --seed run that seed with it.
+    #[cfg(feature = "bugs")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["seeds", "from", "ledger", "nodes", "steps", "bugs"])]
+    bug: Option<String>,
 }
 
 thread_local! {
@@ -213,6 +221,14 @@ struct Work {
 pub fn main() -> ExitCode {
     let args = Args::parse();
     tell_seed_of_panics();
+    #[cfg(feature = "bugs")]
+    if args.bugs || (args.bug.is_some() && args.seed.is_none()) {
+        let hunted = super::hunt::main(args.bug.as_deref(), args.jobs, args.json, |seed| SEED.set(seed));
+        return hunted.unwrap_or_else(|message| {
+            eprintln!("sim: {message}");
+            ExitCode::from(2)
+        });
+    }
     let report = if let Some(seed) = args.seed { Ok(run_one(&args, seed)) } else { run_many(&args) };
     let report = match report {
         Ok(report) => report,
@@ -261,6 +277,12 @@ fn run_one(args: &Args, seed: u64) -> Report {
     SEED.set(Some(seed));
     let trace: Option<gristmill_shardexec::sim::TraceSink> =
         if args.trace { Some(Box::new(|line| eprintln!("{line}"))) } else { None };
+    #[cfg(feature = "bugs")]
+    let outcome = match &args.bug {
+        Some(bug) => super::hunt::replay(bug, seed, trace).expect("a known bug"),
+        None => run_seed(seed, options(args), trace),
+    };
+    #[cfg(not(feature = "bugs"))]
     let outcome = run_seed(seed, options(args), trace);
     let mut report = Report { trace_hash: Some(outcome.trace_hash), ..Report::default() };
     report.add(&outcome);

@@ -20,11 +20,15 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+#[cfg(feature = "bugs")]
+pub mod bugs;
 pub mod checkers;
 pub mod client;
 pub mod cluster;
 pub mod command;
 pub mod history;
+#[cfg(feature = "bugs")]
+pub mod hunt;
 pub mod observer;
 pub mod offline;
 pub mod plan;

@@ -83,6 +83,9 @@ pub struct Setup {
     pub eager_log: bool,
     /// Longest pause until a node that went down is started again.
     pub restart_max: Duration,
+    /// The bug that all nodes have.
+    #[cfg(feature = "bugs")]
+    pub bug: Option<super::bugs::Injected>,
 }
 
 /// A kind, how likely it is to be enabled in percent, and its rates in millionths.
@@ -216,6 +219,8 @@ impl Setup {
             one_long_in: [4, 40][rng.index(2)],
             eager_log: rng.coin(),
             restart_max: Duration::from_millis(50 << rng.below(5)),
+            #[cfg(feature = "bugs")]
+            bug: None,
         }
     }
 }

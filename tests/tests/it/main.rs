@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests drive real processes, files and sockets from outside the engine")]
 
 mod bad_input;
+mod bugs;
 mod commands;
 mod connections;
 mod crash;

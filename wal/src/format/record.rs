@@ -216,7 +216,7 @@ fn elsewhere(crc: &SegmentCrc, raw: &[u8], segment: SegmentId, offset: u32) -> H
 
 /// Whether payload and padding match their CRC. `bytes` start with the header.
 pub fn payload_intact(crc: &SegmentCrc, bytes: &[u8], header: &RecordHeader) -> bool {
-    crc.of(&bytes[RECORD_HEADER_BYTES..header.record_bytes()]) == header.payload_crc
+    crc.matches(&bytes[RECORD_HEADER_BYTES..header.record_bytes()], header.payload_crc)
 }
 
 #[cfg(test)]
