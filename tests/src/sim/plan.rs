@@ -73,10 +73,14 @@ pub struct Setup {
     pub damage: FaultPlan,
     /// Crashes, by step.
     pub strikes: Vec<Strike>,
+    /// Leaders that lose the other nodes.
+    pub cuts: Vec<Cut>,
     /// Each node's disk.
     pub disks: Vec<DiskConfig>,
     /// How far clocks are off.
     pub clocks: ClockConfig,
+    /// So many of the clients only read, and so stay with a node for as long as it answers.
+    pub readers: u16,
     /// Of so many values one is long, and fills a good part of a small segment.
     pub one_long_in: u64,
     /// The log writes batches as they come, several at once, instead of gathering while one is under way.
@@ -86,6 +90,17 @@ pub struct Setup {
     /// The bug that all nodes have.
     #[cfg(feature = "bugs")]
     pub bug: Option<super::bugs::Injected>,
+}
+
+/// A leader loses the other nodes and keeps its clients: where leases, terms and stale reads are decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// After so many steps.
+    pub at: u64,
+    /// For so long.
+    pub lasts: Duration,
+    /// The other nodes are killed in the same moment.
+    pub kills: bool,
 }
 
 /// A kind, how likely it is to be enabled in percent, and its rates in millionths.
@@ -165,6 +180,18 @@ fn strikes(rng: &mut Rng, nodes: u16, steps: u64) -> Vec<Strike> {
     strikes
 }
 
+fn draw_cuts(rng: &mut Rng, steps: u64) -> Vec<Cut> {
+    let cut = |_| Cut {
+        at: rng.within(steps / 5..=steps * 9 / 10),
+        lasts: Duration::from_millis(50 << rng.below(6)),
+        kills: rng.below(4) == 0,
+    };
+    let mut cuts: Vec<_> = (0..3).map(cut).collect();
+    cuts.truncate(rng.below(4) as usize);
+    cuts.sort_unstable_by_key(|cut| cut.at);
+    cuts
+}
+
 impl Setup {
     /// What `seed` decides, for runs of `steps` steps in the safety phase. `nodes` of `None`: by seed, of [`MIXED_NODES`].
     pub fn draw(seed: u64, nodes: Option<u16>, steps: u64) -> Setup {
@@ -216,6 +243,8 @@ impl Setup {
             damaged: if is_damaged { order } else { Vec::new() },
             damage,
             strikes,
+            cuts: if nodes > 1 { draw_cuts(rng, steps) } else { Vec::new() },
+            readers: rng.below(3) as u16,
             one_long_in: [4, 40][rng.index(2)],
             eager_log: rng.coin(),
             restart_max: Duration::from_millis(50 << rng.below(5)),

@@ -19,14 +19,14 @@ use super::checkers::{Broken, grains};
 use super::cluster::Cluster;
 use super::history::{History, Record, WriteEnd};
 use super::observer::Observer;
-use super::plan::{DAMAGE, Prey, Setup, Strike};
+use super::plan::{Cut, DAMAGE, Prey, Setup, Strike};
 use super::workload::{Client, Shared};
 use gristmill::raft::Role;
 use gristmill_rpc::ids::ShardId;
 use gristmill_rpc::limits::RING_VNODES_DEFAULT;
 use gristmill_rpc::ring::Ring;
 use gristmill_shardexec::sim::{
-    Down, FaultCounts, FaultPlan, NodeConfig as SimNode, NodeId, Rng, SimConfig, Stop, TraceSink, World,
+    Down, FaultCounts, FaultPlan, NodeConfig as SimNode, NodeId, PartitionId, Rng, SimConfig, Stop, TraceSink, World,
 };
 use gristmill_shardexec::{Class, CoreId, ExecutorConfig, spawn};
 use std::cell::{Cell, RefCell};
@@ -111,6 +111,8 @@ enum Due {
     Tend(u16, u32),
     Round,
     Logs,
+    /// The cut with this number ends.
+    Mend(u64),
 }
 
 struct Run {
@@ -127,6 +129,9 @@ struct Run {
     due: BTreeSet<(Duration, u64, Due)>,
     due_count: u64,
     strikes: Vec<Strike>,
+    cuts: Vec<Cut>,
+    /// Cuts that last, by number.
+    cut_off: BTreeMap<u64, PartitionId>,
     has_damage: bool,
     healed: bool,
     restarts: u32,
@@ -170,6 +175,7 @@ impl Run {
             keys: setup.keys,
             think_max: setup.think_max,
             one_long_in: setup.one_long_in,
+            readers: setup.readers,
             faulty: Cell::new(true),
             stop: Cell::new(false),
             next_value: Cell::new(1),
@@ -177,6 +183,8 @@ impl Run {
         });
         Run {
             strikes: setup.strikes.clone(),
+            cuts: setup.cuts.clone(),
+            cut_off: BTreeMap::new(),
             rng: Rng::new(setup.seed ^ 0x7275_6e00_0000_0000),
             setup,
             world,
@@ -249,6 +257,7 @@ impl Run {
         while self.world.steps() < steps && self.goes_on() {
             self.turn(Duration::MAX);
             self.strike();
+            self.cut_off_leaders();
             self.begin_damage();
         }
     }
@@ -282,6 +291,33 @@ impl Run {
                 Prey::Writes => disk.unsynced_writes() > 1,
                 Prey::Names => disk.has_unsynced_names(),
             })
+    }
+
+    fn cut_off_leaders(&mut self) {
+        while let Some(&cut) = self.cuts.first().filter(|cut| cut.at <= self.world.steps()) {
+            let Some(leader) = self.cluster.nodes().find(|&node| self.leads(node)) else { return };
+            self.cuts.remove(0);
+            let others: Vec<u16> = self.cluster.nodes().filter(|&node| node != leader).collect();
+            let ids: Vec<NodeId> = others.iter().map(|&node| self.cluster.id(node)).collect();
+            let number = self.due_count;
+            self.cut_off.insert(number, self.world.partition(&[self.cluster.id(leader)], &ids));
+            self.after(cut.lasts, Due::Mend(number));
+            for node in others.into_iter().filter(|_| cut.kills) {
+                if self.world.is_running(self.cluster.id(node)) {
+                    self.world.take_down(self.cluster.id(node), Down::Kill);
+                    self.went_down(node);
+                }
+            }
+        }
+    }
+
+    /// Whether a node leads a shard, by its own word.
+    fn leads(&self, node: u16) -> bool {
+        let mut leads = false;
+        for view in self.cluster.views(node) {
+            view.for_each(|shard| leads |= shard.replica.is_some_and(|replica| replica.role == Role::Leader));
+        }
+        leads
     }
 
     /// Once there is something to lose, the disks of some begin to lie. Not before all nodes vote: a minority of the nodes could be
@@ -355,6 +391,12 @@ impl Run {
             match entry.2 {
                 Due::Start(node) => self.start(node),
                 Due::Tend(node, life) => self.tend(node, life),
+                Due::Mend(number) => {
+                    // Ended by the liveness phase already, perhaps: then this does nothing.
+                    if let Some(partition) = self.cut_off.remove(&number) {
+                        self.world.heal_partition(partition);
+                    }
+                }
                 Due::Round => {
                     self.round = true;
                     self.look_after();

@@ -65,6 +65,8 @@ pub struct Shared {
     pub think_max: Duration,
     /// Of so many values one is long.
     pub one_long_in: u64,
+    /// So many clients only read.
+    pub readers: u16,
     /// Things still go wrong: clients give up in time. Afterwards they insist.
     pub faulty: Cell<bool>,
     /// No more requests are begun.
@@ -159,7 +161,9 @@ impl Client {
 
     async fn request(&mut self) {
         let key = self.any_key();
-        match self.rng.below(100) {
+        let only_reads = self.id < self.shared.readers;
+        let kind = self.rng.below(100);
+        match if only_reads { 36 + kind * 40 / 100 } else { kind } {
             0..28 => self.write_keys(1).await,
             28..36 => self.write_keys(4).await,
             36..66 => self.get(key).await,
