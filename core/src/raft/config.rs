@@ -192,7 +192,10 @@ mod tests {
         for heartbeat_ms in [1, 2, 7, 50, 400] {
             for factor in HEARTBEATS_A_LEASE_MIN..6 {
                 let heartbeat = Duration::from_millis(heartbeat_ms);
-                let settings = RaftSettings { heartbeat, leader_lease: heartbeat * factor, ..RaftSettings::default() };
+                let settings = RaftSettings {
+                    heartbeat,
+                    ..RaftSettings { leader_lease: heartbeat * factor, ..RaftSettings::default() }
+                };
                 assert!(settings.to_openraft(String::new()).is_ok(), "{settings:?}");
             }
         }

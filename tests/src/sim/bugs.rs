@@ -12,7 +12,7 @@
 //! frees a segment before there are purges, so no bytes of an earlier life of a file lie where new ones are expected; and what `check_start`
 //! looks for cannot happen to a state that is rebuilt from the log. They join the list with what makes them reachable.
 
-use super::plan::Setup;
+use super::plan::{Cut, Setup};
 use super::run::{Outcome, STEPS_DEFAULT, run_setup};
 use gristmill::bugs::Bug as OfNode;
 use gristmill_shardexec::sim::{FaultKind, FaultPlan, Journal};
@@ -128,10 +128,17 @@ fn rot(setup: &mut Setup, kinds: &[(FaultKind, u32)]) {
     }
 }
 
-/// Leaders are cut off again and again.
-fn part(setup: &mut Setup) {
-    use FaultKind as F;
-    strike(setup, &[(F::PartitionOneWay, 15_000), (F::PartitionTwoWay, 30_000), (F::NetDelay, 5_000)]);
+/// One shard that leads a calm life, apart from its leader, which loses the others again and again, for `lasts`; with `kills` they restart
+/// in the same moment.
+fn depose(setup: &mut Setup, lasts: Duration, kills: bool) {
+    const CUTS: u64 = 3;
+    strike(setup, &[(FaultKind::NetDelay, 500)]);
+    (setup.shards, setup.cores, setup.clients, setup.spaces, setup.keys) = (1, 1, 6, 1, 2);
+    (setup.churn, setup.stepwise) = (false, false);
+    (setup.readers, setup.think_max) = (2, Duration::from_millis(8));
+    let step = |cut| STEPS_DEFAULT / 6 + cut * STEPS_DEFAULT * 4 / 5 / CUTS;
+    setup.cuts = (0..CUTS).map(|cut| Cut { at: step(cut), lasts, kills }).collect();
+    setup.strikes.clear();
 }
 
 fn provoke_in_log(bug: OfLog, setup: &mut Setup) {
@@ -167,7 +174,7 @@ fn provoke_in_log(bug: OfLog, setup: &mut Setup) {
             strike(setup, &[(F::ProcessKill, 800), (F::DiskStall, 30_000)]);
         }
         OfLog::TruncationNotLogged => {
-            part(setup);
+            depose(setup, Duration::from_millis(600), false);
             strike(setup, &[(F::ProcessKill, 200)]);
         }
     }
@@ -182,21 +189,19 @@ fn provoke_in_node(bug: OfNode, setup: &mut Setup) {
         }
         OfNode::VoteNotSaved => strike(setup, &[(F::ProcessKill, 300)]),
         OfNode::VoteGrantedToAll => {
-            part(setup);
+            depose(setup, Duration::from_millis(400), false);
             strike(setup, &[(F::ProcessKill, 200)]);
         }
         OfNode::LeaderRestored => {
             cut_power(setup);
-            part(setup);
             strike(setup, &[(F::DiskStall, 10_000)]);
             setup.restart_max = Duration::from_millis(50);
         }
         OfNode::LeaseForgotten => {
-            part(setup);
-            strike(setup, &[(F::ProcessKill, 500)]);
-            setup.restart_max = Duration::from_millis(10);
+            depose(setup, Duration::from_millis(400), true);
+            setup.restart_max = Duration::from_millis(5);
         }
-        OfNode::LeaseUnchecked => part(setup),
+        OfNode::LeaseUnchecked => depose(setup, Duration::from_millis(800), false),
         OfNode::ReadBeforeReplay => strike(setup, &[(F::ProcessKill, 500), (F::DiskStall, 20_000)]),
         OfNode::RetryAppliedAgain => strike(setup, &[(F::NetReset, 10_000), (F::NetDuplicate, 10_000)]),
         // Needs a failed precondition only. The faults are for the run not to be vacuous.

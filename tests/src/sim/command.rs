@@ -26,6 +26,7 @@ const PROGRESS: Duration = Duration::from_secs(10);
 /// Each seed is one run: a safety phase with faults, then a liveness phase without. Checkers watch all the while; what they
 /// find is printed with the command that replays it. The exit status is 0 only where nothing was violated.
 #[derive(Parser, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(
     name = "sim",
     after_help = "Examples:\n  \
@@ -74,8 +75,9 @@ struct Args {
     bugs: bool,
     /// Hunt this bug only; with --seed run that seed with it.
     #[cfg(feature = "bugs")]
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["seeds", "from", "ledger", "nodes", "steps", "bugs"])]
-    bug: Option<String>,
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["seeds", "from", "ledger", "nodes", "steps", "bugs"],
+        value_parser = super::hunt::bug_of)]
+    bug: Option<super::bugs::Injected>,
 }
 
 thread_local! {
@@ -223,7 +225,7 @@ pub fn main() -> ExitCode {
     tell_seed_of_panics();
     #[cfg(feature = "bugs")]
     if args.bugs || (args.bug.is_some() && args.seed.is_none()) {
-        let hunted = super::hunt::main(args.bug.as_deref(), args.jobs, args.json, |seed| SEED.set(seed));
+        let hunted = super::hunt::main(args.bug, args.jobs, args.json, |seed| SEED.set(seed));
         return hunted.unwrap_or_else(|message| {
             eprintln!("sim: {message}");
             ExitCode::from(2)
@@ -278,8 +280,8 @@ fn run_one(args: &Args, seed: u64) -> Report {
     let trace: Option<gristmill_shardexec::sim::TraceSink> =
         if args.trace { Some(Box::new(|line| eprintln!("{line}"))) } else { None };
     #[cfg(feature = "bugs")]
-    let outcome = match &args.bug {
-        Some(bug) => super::hunt::replay(bug, seed, trace).expect("a known bug"),
+    let outcome = match args.bug {
+        Some(bug) => super::hunt::replay(bug, seed, trace),
         None => run_seed(seed, options(args), trace),
     };
     #[cfg(not(feature = "bugs"))]

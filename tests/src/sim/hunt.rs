@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 /// The bug called `name`.
-fn bug_of(name: &str) -> Result<Injected, String> {
+pub fn bug_of(name: &str) -> Result<Injected, String> {
     let known = || Injected::all().map(Injected::name).collect::<Vec<_>>().join(", ");
     Injected::all()
         .find(|bug| bug.name() == name)
@@ -19,13 +19,13 @@ fn bug_of(name: &str) -> Result<Injected, String> {
 
 /// Hunts the bug called `only`, or all. Ends well where every one is found and no run without it shows anything.
 pub fn main(
-    only: Option<&str>,
+    only: Option<Injected>,
     jobs: u64,
     json: bool,
     tell_seed: impl Fn(Option<u64>) + Sync,
 ) -> Result<ExitCode, String> {
     let mut bugs: Vec<Injected> = match only {
-        Some(name) => vec![bug_of(name)?],
+        Some(bug) => vec![bug],
         None => Injected::all().collect(),
     };
     // Taken from the end.
@@ -54,10 +54,9 @@ pub fn main(
     Ok(if found == hunted.len() && control == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs one seed with the bug called `name`.
-pub fn replay(name: &str, seed: u64, trace: Option<TraceSink>) -> Result<Outcome, String> {
-    let bug = bug_of(name)?;
-    Ok(run_setup(Setup { bug: Some(bug), ..bug.setup(seed) }, STEPS_DEFAULT, trace))
+/// Runs one seed with `bug`.
+pub fn replay(bug: Injected, seed: u64, trace: Option<TraceSink>) -> Outcome {
+    run_setup(Setup { bug: Some(bug), ..bug.setup(seed) }, STEPS_DEFAULT, trace)
 }
 
 fn tell(one: &Hunted) {
