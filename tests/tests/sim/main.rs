@@ -24,8 +24,9 @@ fn forced_ppm(kind: FaultKind) -> u32 {
         // Final for a log: more would leave no log to look at.
         F::WriteError | F::SyncError | F::ShortWrite => 2_000,
         F::ReadError | F::ShortRead => 20_000,
+        F::LostWrite => 200_000,
         F::StaleRead => 700_000,
-        F::LyingSync | F::LostWrite | F::MisdirectedWrite | F::BitFlip => 40_000,
+        F::LyingSync | F::MisdirectedWrite | F::BitFlip => 40_000,
         _ => 10_000,
     }
 }
