@@ -74,7 +74,7 @@ impl WalOptions {
         }
     }
 
-    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self))]
+    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self, reason = "with the feature it looks at a field"))]
     pub(crate) fn bugs(&self) -> Bugs {
         Bugs {
             #[cfg(feature = "bugs")]

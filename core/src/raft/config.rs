@@ -104,7 +104,7 @@ impl RaftSettings {
         }
     }
 
-    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self))]
+    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self, reason = "with the feature it looks at a field"))]
     pub(super) fn bugs(&self) -> Bugs {
         Bugs {
             #[cfg(feature = "bugs")]

@@ -113,7 +113,7 @@ impl WalLogOptions {
         }
     }
 
-    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self))]
+    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self, reason = "with the feature it looks at a field"))]
     fn bugs(self) -> Bugs {
         Bugs {
             #[cfg(feature = "bugs")]

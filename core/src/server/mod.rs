@@ -119,7 +119,7 @@ impl NodeConfig {
         }
     }
 
-    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self))]
+    #[cfg_attr(not(feature = "bugs"), allow(clippy::unused_self, reason = "with the feature it looks at a field"))]
     pub(crate) fn bugs(&self) -> Bugs {
         Bugs {
             #[cfg(feature = "bugs")]
